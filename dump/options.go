@@ -1,0 +1,81 @@
+package dump
+
+import (
+	"log/slog"
+	"time"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+// Options of a dump. PID is needed; the zero value of the others works.
+type Options struct {
+	PID        int    // root of the tree, as this process sees it
+	CriuPath   string // both empty: criu.Find decides
+	CriuPrefix string
+	WorkDir    string // on a tmpfs; empty: a directory is made in one, and removed by Close
+	ID         wire.ID
+	Log        *slog.Logger
+
+	TCPClose    bool // established connections are closed at the target
+	FileLocks   bool
+	ShellJob    bool
+	LinkRemap   bool
+	GhostLimit  uint32   // 0: CRIU's
+	External    []string // CRIU's: what it need not dump, such as unix[INODE]
+	Unhidden    bool     // hide nothing: the dump takes as long as the memory is large
+	GrantRecord string   // a file: if it exists and holds GrantMark when this process is gone, the keeper does not thaw
+	GrantMark   string   // empty: existing is enough
+	KeeperArgv  []string
+
+	hooks hooks
+}
+
+// hooks are called by tests at points where something is to go wrong.
+type hooks struct {
+	noBPF     bool
+	prepared  func(criu int)
+	beforeAck func(criu int)
+	script    func(script string, criu int)
+}
+
+// Region is a mapping that `criu restore --lazy-pages` registers with its userfaultfd: private, anonymous, one VMA.
+type Region struct {
+	Start, End uint64
+	Prot       uint32
+	WipeOnFork bool // zero in a child
+	Huge       bool // had transparent huge pages
+	Empty      bool // no page in it: all of it reads as zeros
+}
+
+// Task is a live process of the tree.
+type Task struct {
+	ID        uint32   // its PID in its own PID namespace, as in the images
+	PID       int      // its PID as this process sees it
+	StartTime uint64   // of /proc/PID/stat
+	TIDs      []uint32 // its threads, in its own PID namespace, its own ID among them
+	Regions   []Region // in order of address
+	Bytes     uint64   // present or swapped in Regions, at the snapshot
+}
+
+// Page is one whole page of a task.
+type Page struct {
+	Task uint32
+	Addr uint64
+	Data []byte
+}
+
+// Result of a freeze.
+type Result struct {
+	ImagesDir   string
+	Tasks       []Task
+	Zombies     []uint32 // IDs of dead children that nobody has waited for
+	FrozenAt    time.Time
+	Threads     int
+	DumpMS      float64 // from the freeze to the complete images
+	TCPClosed   int     // established connections, which the target will find closed
+	Early       []Page  // to be placed before the tree runs
+	Unhidden    string  // why nothing was hidden; empty: it was
+	Again       int     // processes whose snapshot was taken again because their maps had changed
+	Cgroup      string  // of the frozen tree, below the cgroup v2 mount
+	MemoryBytes uint64  // of all tasks
+}
