@@ -1,0 +1,357 @@
+package pagesrv
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/lazymig/lazymig/internal/urgent"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// Task names a process of the frozen tree.
+type Task struct {
+	ID  uint32 // in the tree's PID namespace, as in the images and in requests
+	PID int    // as this process sees it
+}
+
+// ServerOptions are the options of NewServer. Only Tasks has to be set.
+type ServerOptions struct {
+	Tasks   []Task
+	Log     *slog.Logger // default: none
+	Workers int          // requests of one connection that are answered at a time; default 4 urgent, 2 bulk
+}
+
+// chunkPages is how much a bulk request reads before it looks for urgent ones again.
+const chunkPages = 16
+
+// Server reads the tree's memory for any number of connections.
+type Server struct {
+	opts   ServerOptions
+	log    *slog.Logger
+	tasks  map[uint32]*task // fixed
+	gate   *gate
+	legacy bool // no PAGEMAP_SCAN
+
+	urgent, bulk laneStats
+
+	mu     sync.Mutex
+	conns  map[*wire.Conn]struct{}
+	closed bool
+	wg     sync.WaitGroup // one for each Serve
+
+	hookChunk func(wire.Lane, Request) // tests: before each chunk is read
+}
+
+type laneStats struct{ requests, bytes, data, zero, errors atomic.Uint64 }
+
+// LaneStats counts what one lane has done.
+type LaneStats struct {
+	Requests  uint64
+	Bytes     uint64 // of page contents sent
+	DataPages uint64
+	ZeroPages uint64
+	Errors    uint64 // requests that were answered by an error as a whole
+}
+
+// Stats counts what a server has done.
+type Stats struct{ Urgent, Bulk LaneStats }
+
+// NewServer pins the tasks. Each must exist and have its ID among its numbers, else it fails.
+// It may be called before the freeze; memory is looked at from the first request on.
+func NewServer(o ServerOptions) (*Server, error) {
+	s := &Server{
+		opts: o, log: o.Log,
+		tasks: make(map[uint32]*task, len(o.Tasks)),
+		conns: make(map[*wire.Conn]struct{}),
+		gate:  newGate(), legacy: !probeScan().scan,
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	for _, t := range o.Tasks {
+		if s.tasks[t.ID] != nil {
+			s.closeTasks()
+			return nil, fmt.Errorf("serve task %d twice: %w", t.ID, syscall.EEXIST)
+		}
+		p, err := openTask(t.ID, t.PID)
+		if err != nil {
+			s.closeTasks()
+			return nil, err
+		}
+		s.tasks[t.ID] = p
+	}
+	return s, nil
+}
+
+// Refresh opens every task's memory again. It has to be called after the freeze if anything was asked for before; it also
+// saves the first request of each task the time for it.
+func (s *Server) Refresh() error {
+	for _, t := range s.tasks {
+		if err := t.refresh(true); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Serve answers the requests of one connection, hellos said, until it ends, and closes it. The peer's orderly end is no error.
+func (s *Server) Serve(ctx context.Context, c *wire.Conn, lane wire.Lane) error {
+	defer c.Close()
+	if lane != wire.LaneUrgent && lane != wire.LaneBulk {
+		return fmt.Errorf("serve pages on %v: %w", lane, syscall.EINVAL)
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return fmt.Errorf("serve pages: %w", ErrClosed)
+	}
+	s.wg.Add(1)
+	s.conns[c] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+		s.wg.Done()
+	}()
+	noDelay(c.Net())
+	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
+	defer stop()
+
+	n := s.opts.Workers
+	if n <= 0 {
+		if n = 2; lane == wire.LaneUrgent {
+			n = 4
+		}
+	}
+	if lane == wire.LaneUrgent {
+		c.WaitInThread()
+	}
+	sv := &serving{s: s, c: c, lane: lane, stats: s.stats(lane)}
+	var wg sync.WaitGroup
+	for range n {
+		wg.Go(sv.work)
+	}
+	wg.Wait()
+	err := sv.err
+	switch {
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case errors.Is(err, net.ErrClosed) && s.isClosed():
+		err = ErrClosed
+	case errors.Is(err, io.EOF):
+		return nil
+	}
+	return fmt.Errorf("serve pages on %v: %w", lane, err)
+}
+
+// serving is one connection being served.
+type serving struct {
+	s     *Server
+	c     *wire.Conn
+	lane  wire.Lane
+	stats *laneStats
+
+	mu  sync.Mutex // held by the one who reads
+	err error      // under mu: why it ends
+}
+
+// work takes turns with its siblings: read a request, let the next one read, answer.
+func (sv *serving) work() {
+	if sv.lane == wire.LaneUrgent {
+		defer urgent.Thread()()
+	}
+	var buf [max(requestSize, layoutSize)]byte
+	for {
+		sv.mu.Lock()
+		if sv.err != nil {
+			sv.mu.Unlock()
+			return
+		}
+		h, p, err := sv.next(buf[:])
+		if err != nil {
+			sv.err = err
+		}
+		// A thread that is alone with the requests keeps its turn: handing it on costs more than the answer.
+		keep := err == nil && sv.lane == wire.LaneUrgent && !sv.c.Buffered()
+		if !keep {
+			sv.mu.Unlock()
+		}
+		if err == nil {
+			err = sv.answer(h, p)
+		}
+		if keep {
+			sv.mu.Unlock()
+		}
+		if err != nil {
+			_ = sv.c.Close()
+			sv.mu.Lock()
+			if sv.err == nil {
+				sv.err = err
+			}
+			sv.mu.Unlock()
+			return
+		}
+	}
+}
+
+func (sv *serving) next(buf []byte) (wire.Header, []byte, error) {
+	h, err := sv.c.ReadHeader()
+	if err != nil {
+		return h, nil, err
+	}
+	ok := false
+	switch h.Type {
+	case wire.MsgPages:
+		ok = h.Length == requestSize
+	case wire.MsgLayout:
+		ok = h.Length == layoutSize
+	case wire.MsgPing, wire.MsgPong:
+		ok = h.Length == 0
+	}
+	if !ok {
+		return h, nil, fmt.Errorf("message %d of %d bytes: %w", h.Type, h.Length, ErrProtocol)
+	}
+	p, err := sv.c.ReadPayload(h, buf)
+	return h, p, err
+}
+
+// answer handles one message. An error means that the connection is of no more use.
+func (sv *serving) answer(h wire.Header, p []byte) error {
+	switch h.Type {
+	case wire.MsgPing:
+		return sv.c.Send(wire.MsgPong, 0, h.ID)
+	case wire.MsgPong:
+		return nil
+	case wire.MsgLayout:
+		return sv.layout(h.ID, p)
+	}
+	if sv.lane == wire.LaneUrgent {
+		sv.s.gate.enter()
+		defer sv.s.gate.leave()
+	}
+	req, err := parseRequest(p)
+	if err != nil {
+		return err
+	}
+	sv.stats.requests.Add(1)
+	r := readings.Get().(*reading)
+	defer readings.Put(r)
+	r.req = req
+	if err := sv.read(r); err != nil {
+		return sv.fail(h.ID, err)
+	}
+	err = sv.c.Send(wire.MsgPaged, 0, h.ID, r.result()...)
+	for _, run := range r.runs {
+		switch run.Kind {
+		case KindData:
+			sv.stats.data.Add(uint64(run.Pages))
+			sv.stats.bytes.Add(uint64(run.Pages) * PageSize)
+		case KindZero:
+			sv.stats.zero.Add(uint64(run.Pages))
+		case KindError:
+			sv.s.log.Warn("page could not be read", "task", req.Task, "addr", req.Addr, "errno", run.Errno)
+		}
+	}
+	return err
+}
+
+func (sv *serving) fail(id uint64, err error) error {
+	sv.stats.errors.Add(1)
+	sv.s.log.Warn("request failed", "lane", sv.lane, "err", err)
+	return sv.c.Send(wire.MsgError, 0, id, wire.MarshalError(err))
+}
+
+func (sv *serving) read(r *reading) error {
+	if err := r.req.check(); err != nil {
+		return err
+	}
+	t, err := sv.s.task(r.req.Task)
+	if err != nil {
+		return err
+	}
+	if sv.lane == wire.LaneUrgent {
+		return t.read(r, sv.s.legacy, MaxPages, func() { sv.s.chunk(sv.lane, r.req) })
+	}
+	return t.read(r, sv.s.legacy, chunkPages, func() {
+		sv.s.chunk(sv.lane, r.req)
+		sv.s.gate.stand()
+	})
+}
+
+func (s *Server) chunk(lane wire.Lane, r Request) {
+	if s.hookChunk != nil {
+		s.hookChunk(lane, r)
+	}
+}
+
+func (s *Server) task(id uint32) (*task, error) {
+	if t := s.tasks[id]; t != nil {
+		return t, nil
+	}
+	return nil, fmt.Errorf("task %d is not served: %w", id, syscall.ENOENT)
+}
+
+func (s *Server) stats(lane wire.Lane) *laneStats {
+	if lane == wire.LaneUrgent {
+		return &s.urgent
+	}
+	return &s.bulk
+}
+
+// Stats tells what has been served so far.
+func (s *Server) Stats() Stats {
+	get := func(l *laneStats) LaneStats {
+		return LaneStats{
+			Requests: l.requests.Load(), Bytes: l.bytes.Load(), DataPages: l.data.Load(),
+			ZeroPages: l.zero.Load(), Errors: l.errors.Load(),
+		}
+	}
+	return Stats{Urgent: get(&s.urgent), Bulk: get(&s.bulk)}
+}
+
+func (s *Server) isClosed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// Close ends all connections, waits for their Serve and lets go of the tasks. May be called more than once.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	for c := range s.conns {
+		_ = c.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+	s.closeTasks()
+	return nil
+}
+
+func (s *Server) closeTasks() {
+	for _, t := range s.tasks {
+		t.close()
+	}
+}
+
+// noDelay sends small frames at once; TLS connections are looked through.
+func noDelay(c net.Conn) {
+	for {
+		t, ok := c.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		c = t.NetConn()
+	}
+	if t, ok := c.(*net.TCPConn); ok {
+		_ = t.SetNoDelay(true)
+	}
+}
