@@ -1,0 +1,136 @@
+package restore
+
+import (
+	"encoding/gob"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// What agent and guardian, and agent and handler, say to each other: one JSON message a datagram, with descriptors.
+const (
+	opStart    = "start"    // agent → guardian: startConfig; descriptors: cgroup.procs of the tree, /dev/fuse if there is one
+	opRestore  = "restore"  // agent → guardian; descriptors: memfd with restoreConfig, then inherited files
+	opFinish   = "finish"   // agent → guardian: all that criu does before the first instruction
+	opRelease  = "release"  // agent → guardian; the answer carries resumedAnswer and a pidfd of the root task
+	opDrain    = "drain"    // agent → guardian
+	opAttach   = "attach"   // agent → guardian; descriptor: a handler's socket
+	opKeep     = "keep"     // agent → guardian: keptName; descriptor
+	opDrop     = "drop"     // agent → guardian: keptName
+	opAnswer   = "answer"   // guardian → agent
+	opEvent    = "event"    // guardian → agent
+	opConfig   = "config"   // agent → handler: handlerConfig
+	opLane     = "lane"     // agent → handler; descriptor: a connection
+	opLaneLost = "lanelost" // handler → agent
+)
+
+// firstSeq is the number of an agent's first call, opStart.
+const firstSeq = 1
+
+type message struct {
+	Op   string          `json:"op"`
+	Seq  uint64          `json:"seq,omitempty"` // of a call; its answer has the same
+	Err  *errorText      `json:"err,omitempty"`
+	Lane wire.Lane       `json:"lane,omitempty"`
+	Body json.RawMessage `json:"body,omitempty"`
+}
+
+// errorText carries an error to another process of this host.
+type errorText struct {
+	Text  string
+	Errno unix.Errno
+}
+
+func (e *errorText) Error() string { return e.Text }
+
+// Unwrap gives the errno to errors.Is.
+func (e *errorText) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return e.Errno
+}
+
+const maxErrorText = 16 << 10
+
+func textOf(err error) *errorText {
+	if err == nil {
+		return nil
+	}
+	e := &errorText{Text: err.Error(), Errno: wire.ErrnoOf(err)}
+	if len(e.Text) > maxErrorText {
+		e.Text = e.Text[:maxErrorText]
+	}
+	return e
+}
+
+func sendMessage(s *fdpass.Socket, m message, body any, files ...*os.File) error {
+	if body != nil {
+		b, err := json.Marshal(body)
+		if err != nil {
+			return fmt.Errorf("encode %s: %w", m.Op, err)
+		}
+		m.Body = b
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", m.Op, err)
+	}
+	return s.Send(b, files...)
+}
+
+// receiver reads messages with one buffer.
+type receiver struct {
+	s   *fdpass.Socket
+	buf []byte
+}
+
+func newReceiver(s *fdpass.Socket) *receiver {
+	return &receiver{s: s, buf: make([]byte, fdpass.MaxMessage)}
+}
+
+func (r *receiver) next() (message, []*os.File, error) {
+	n, files, err := r.s.Recv(r.buf)
+	if err != nil {
+		return message{}, nil, err
+	}
+	var m message
+	if err := json.Unmarshal(r.buf[:n], &m); err != nil {
+		fdpass.CloseAll(files)
+		return message{}, nil, fmt.Errorf("decode message of peer process: %w", err)
+	}
+	return m, files, nil
+}
+
+// sealedCopy puts v into a memfd, because it may be far longer than a datagram.
+func sealedCopy(v any) (*os.File, error) {
+	fd, err := unix.MemfdCreate("lazymig-message", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make message file: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "lazymig-message")
+	if err := gob.NewEncoder(f).Encode(v); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("encode message file: %w", err)
+	}
+	return f, nil
+}
+
+func readCopy(f *os.File, v any) error {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("read message file: %w", err)
+	}
+	if err := gob.NewDecoder(f).Decode(v); err != nil {
+		return fmt.Errorf("decode message file: %w", err)
+	}
+	return nil
+}
+
+var errMessage = errors.New("unexpected message between lazymig's processes")

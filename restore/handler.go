@@ -1,0 +1,285 @@
+package restore
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/urgent"
+	"github.com/lazymig/lazymig/keys"
+	"github.com/lazymig/lazymig/pagesrv"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// handlerConfig is the first message to a handler.
+type handlerConfig struct {
+	ID     wire.ID
+	Token  wire.Token
+	TLSDir string
+	Allow  []string
+	Debug  bool
+}
+
+const (
+	guardianFD       = 4
+	handshakeTimeout = 15 * time.Second
+	// lostPause keeps a peer that fails each handshake from being asked in a tight loop.
+	lostPause = 250 * time.Millisecond
+)
+
+// handler is the process that brings bytes. It knows nothing that its successor would need.
+type handler struct {
+	log    *slog.Logger
+	cfg    handlerConfig
+	keys   *keys.Keys
+	ctl    *fdpass.Socket // agent; may go away
+	link   *fdpass.Socket // guardian; its end is ours
+	mem    []byte
+	client *pagesrv.Client
+	lanes  map[wire.Lane]*laneQueue
+}
+
+// HandlerMain is the hidden subcommand HandlerArg. It never returns.
+func HandlerMain() {
+	signal.Notify(make(chan os.Signal, 1), unix.SIGHUP, unix.SIGINT, unix.SIGPIPE) // a terminal's signals are the agent's business
+	if err := handlerMain(); err != nil {
+		fmt.Fprintln(os.Stderr, "lazymig handler:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+func handlerMain() error {
+	urgent.Share()
+	h := &handler{log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("process", "handler")}
+	for fd, s := range map[int]**fdpass.Socket{controlFD: &h.ctl, guardianFD: &h.link} {
+		unix.CloseOnExec(fd)
+		var err error
+		if *s, err = fdpass.New(os.NewFile(uintptr(fd), "socket")); err != nil {
+			return err
+		}
+	}
+	r := newReceiver(h.ctl)
+	m, files, err := r.next()
+	if err != nil {
+		return err
+	}
+	fdpass.CloseAll(files)
+	if m.Op != opConfig {
+		return errMessage
+	}
+	if err := json.Unmarshal(m.Body, &h.cfg); err != nil {
+		return fmt.Errorf("decode configuration: %w", err)
+	}
+	if h.cfg.Debug {
+		h.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("process", "handler")
+	}
+	if h.keys, err = keys.Load(h.cfg.TLSDir); err != nil {
+		return err
+	}
+	if err := h.meet(); err != nil {
+		return err
+	}
+	h.client = pagesrv.NewClient(pagesrv.ClientOptions{Log: h.log, Lost: h.lost})
+	h.lanes = map[wire.Lane]*laneQueue{wire.LaneUrgent: newLaneQueue(), wire.LaneBulk: newLaneQueue()}
+	var wg sync.WaitGroup
+	for lane, q := range h.lanes {
+		wg.Go(func() { h.ask(lane, q) })
+	}
+	go h.control(r) // ends with the process
+	err = h.wants()
+	for _, q := range h.lanes {
+		q.close()
+	}
+	cerr := h.client.Close()
+	wg.Wait()
+	if errors.Is(err, os.ErrClosed) || errors.Is(err, unix.ECONNRESET) {
+		err = nil // the guardian has ended or has another handler
+	}
+	return errors.Join(err, cerr)
+}
+
+// meet takes the guardian's slots.
+func (h *handler) meet() error {
+	buf := make([]byte, 256)
+	n, files, err := h.link.Recv(buf)
+	if err != nil {
+		return err
+	}
+	defer fdpass.CloseAll(files)
+	m, err := parseLink(buf[:n])
+	if err != nil || m.kind != linkWelcome || m.slots != slotCount || len(files) != 1 {
+		return errors.Join(errMessage, err)
+	}
+	h.mem, err = mapSlots(int(files[0].Fd()), slotCount)
+	return err
+}
+
+// wants takes what the guardian wants until its end.
+func (h *handler) wants() error {
+	defer urgent.Thread()()
+	h.link.WaitInThread()
+	buf := make([]byte, 4096)
+	for {
+		n, files, err := h.link.Recv(buf)
+		if err != nil {
+			return err
+		}
+		fdpass.CloseAll(files)
+		m, err := parseLink(buf[:n])
+		if err != nil {
+			return err
+		}
+		if m.kind == linkSurvey {
+			h.lanes[wire.LaneBulk].push(m.slotWant)
+			continue
+		}
+		if m.kind != linkWant || m.slot >= slotCount {
+			return errMessage
+		}
+		if !m.want.Urgent {
+			h.lanes[wire.LaneBulk].push(m.slotWant)
+			continue
+		}
+		// A fault goes out from here, a change of goroutines less: its frame is small and its lane never full.
+		q := h.lanes[wire.LaneUrgent]
+		if gen, ok := q.direct(m.slotWant); ok {
+			h.fetch(wire.LaneUrgent, q, m.slotWant, gen)
+		}
+	}
+}
+
+// ask sends a lane's wants to the source. A slow connection delays its own lane only.
+func (h *handler) ask(lane wire.Lane, q *laneQueue) {
+	for {
+		w, gen, ok := q.pop()
+		if !ok {
+			return
+		}
+		if w.end != 0 {
+			h.survey(lane, q, w, gen)
+		} else {
+			h.fetch(lane, q, w, gen)
+		}
+	}
+}
+
+func (h *handler) survey(lane wire.Lane, q *laneQueue, w slotWant, gen uint64) {
+	done := func(l pagesrv.Layout, err error) {
+		switch {
+		case err == nil:
+			h.tell(found(w, l))
+		case errors.Is(err, pagesrv.ErrLaneLost):
+			q.again(w, gen)
+		default:
+			h.tell(failed(w, err))
+		}
+	}
+	req := pagesrv.LayoutRequest{Task: w.want.Task, Start: w.want.Addr, End: w.end}
+	if err := h.client.Layout(lane, req, done); err != nil {
+		done(pagesrv.Layout{}, err)
+	}
+}
+
+func (h *handler) fetch(lane wire.Lane, q *laneQueue, w slotWant, gen uint64) {
+	req := pagesrv.Request{Task: w.want.Task, Addr: w.want.Addr, Pages: w.want.Pages}
+	done := func(r pagesrv.Reply, err error) {
+		switch {
+		case err == nil:
+			h.tell(brought(w, r.Runs, r.Bytes))
+		case errors.Is(err, pagesrv.ErrLaneLost):
+			q.again(w, gen)
+		default:
+			h.log.Warn("fetch pages", "task", w.want.Task, "addr", w.want.Addr, "err", err)
+			h.tell(failed(w, err))
+		}
+	}
+	if err := h.client.Fetch(lane, req, slotOf(h.mem, w.slot), done); err != nil {
+		done(pagesrv.Reply{}, err)
+	}
+}
+
+func (h *handler) tell(b []byte) {
+	if err := h.link.Send(b); err != nil {
+		h.log.Debug("tell guardian", "err", err) // wants sees its end
+	}
+}
+
+// control takes connections from the agent. When the agent ends, the lanes that there are serve on.
+func (h *handler) control(r *receiver) {
+	for {
+		m, files, err := r.next()
+		if err != nil {
+			h.log.Info("agent is gone", "err", err)
+			return
+		}
+		if m.Op != opLane || len(files) != 1 || h.lanes[m.Lane] == nil {
+			fdpass.CloseAll(files)
+			h.log.Error("agent", "err", errMessage)
+			continue
+		}
+		go h.greet(m.Lane, files[0]) // bounded by its deadline
+	}
+}
+
+// greet makes a lane of a connection whose preamble has been read.
+func (h *handler) greet(lane wire.Lane, f *os.File) {
+	nc, err := net.FileConn(f)
+	f.Close()
+	if err != nil {
+		h.lost(lane, fmt.Errorf("take connection: %w", err))
+		return
+	}
+	if tc, ok := nc.(*net.TCPConn); ok { // FileConn has set keepalive to the runtime's default, which takes minutes
+		if err := wire.NoticeSilence(tc); err != nil {
+			h.log.Warn("lane", "lane", lane, "err", err)
+		}
+	}
+	c, err := h.hello(lane, nc)
+	if err != nil {
+		nc.Close()
+		h.lost(lane, err)
+		return
+	}
+	h.client.Attach(lane, c)
+	h.lanes[lane].up()
+	h.log.Debug("lane is up", "lane", lane)
+}
+
+func (h *handler) hello(lane wire.Lane, nc net.Conn) (*wire.Conn, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTimeout)
+	defer cancel()
+	t := tls.Server(wire.Buffer(nc), h.keys.Server(h.cfg.Allow...))
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, fmt.Errorf("TLS of %v: %w", lane, err)
+	}
+	c := wire.NewConn(t)
+	if err := c.SetDeadline(time.Now().Add(handshakeTimeout)); err != nil {
+		return nil, err
+	}
+	if _, err := wire.AcceptHello(c, wire.Hello{Lane: lane, ID: h.cfg.ID, Token: h.cfg.Token}); err != nil {
+		return nil, fmt.Errorf("hello of %v: %w", lane, err)
+	}
+	return c, c.SetDeadline(time.Time{})
+}
+
+// lost tells the agent that a lane has to be dialed. What was in flight waits in its queue.
+func (h *handler) lost(lane wire.Lane, err error) {
+	h.log.Info("lane is lost", "lane", lane, "err", err)
+	time.AfterFunc(lostPause, func() {
+		if err := sendMessage(h.ctl, message{Op: opLaneLost, Lane: lane, Err: textOf(err)}, nil); err != nil {
+			h.log.Info("tell agent", "err", err)
+		}
+	})
+}

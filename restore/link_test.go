@@ -1,0 +1,375 @@
+package restore
+
+import (
+	"errors"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/pagesrv"
+	"github.com/lazymig/lazymig/restore/memory"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// fakeHandler is the other end of a link.
+type fakeHandler struct {
+	t    *testing.T
+	hub  *hub
+	link *link
+	sock *fdpass.Socket
+}
+
+func newFakeHandler(t *testing.T) *fakeHandler {
+	t.Helper()
+	f := &fakeHandler{t: t, hub: newHub(testLog(t), func(Event) {})}
+	engine := memory.New(memory.Options{})
+	f.hub.setEngine(engine, nil, func(uint32) {})
+	sock, peer, err := fdpass.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.sock = sock
+	if err := f.hub.attach(peer); err != nil {
+		t.Fatal(err)
+	}
+	f.link = f.hub.link
+	t.Cleanup(func() {
+		f.sock.Close()
+		f.hub.close()
+	})
+	buf := make([]byte, 256)
+	n, files, err := sock.Recv(buf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fdpass.CloseAll(files)
+	if m, err := parseLink(buf[:n]); err != nil || m.kind != linkWelcome || len(files) != 1 {
+		t.Fatalf("welcome %+v, %d files, %v", m, len(files), err)
+	}
+	return f
+}
+
+func (f *fakeHandler) next() slotWant {
+	f.t.Helper()
+	buf := make([]byte, 256)
+	n, _, err := f.sock.Recv(buf)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	m, err := parseLink(buf[:n])
+	if err != nil || m.kind != linkWant {
+		f.t.Fatalf("%+v, %v", m, err)
+	}
+	return m.slotWant
+}
+
+func (f *fakeHandler) send(b []byte) {
+	f.t.Helper()
+	if err := f.sock.Send(b); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// Bulk wants never take the last slots, so an urgent one goes out at once.
+func TestSlots(t *testing.T) {
+	kerneltest.Leaks(t)
+	f := newFakeHandler(t)
+	for i := range 2 * slotCount {
+		if err := f.link.Ask(memory.Want{ID: uint64(i), Addr: uint64(i) << 20, Pages: 64}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.link.Ask(memory.Want{ID: 1000, Pages: 8, Urgent: true}); err != nil {
+		t.Fatal(err)
+	}
+	seen := map[uint32]bool{}
+	var first slotWant
+	for i := range slotCount - urgentOwn {
+		w := f.next()
+		if w.want.Urgent || seen[w.slot] || w.slot >= slotCount {
+			t.Fatalf("want %d is %+v", i, w)
+		}
+		seen[w.slot] = true
+		if i == 0 {
+			first = w
+		}
+	}
+	if w := f.next(); !w.want.Urgent || seen[w.slot] {
+		t.Fatalf("after the bulk's share comes %+v", w)
+	}
+	f.send(failed(first, unix.EIO))
+	if w := f.next(); w.want.Urgent || w.slot != first.slot {
+		t.Fatalf("a free slot went to %+v", w)
+	}
+	if err := f.link.Ask(memory.Want{Pages: pagesrv.MaxPages + 1}); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("%d pages: %v", pagesrv.MaxPages+1, err)
+	}
+}
+
+// A handler that says what cannot be is dropped, and the engine never hears of it.
+func TestLyingHandler(t *testing.T) {
+	data := []pagesrv.Run{{Kind: pagesrv.KindData, Pages: 8}}
+	for name, answer := range map[string]func(slotWant) []byte{
+		"unknown want":   func(w slotWant) []byte { w.seq += 7; return brought(w, data, 8*4096) },
+		"other slot":     func(w slotWant) []byte { w.slot ^= 1; return brought(w, data, 8*4096) },
+		"too few pages":  func(w slotWant) []byte { return brought(w, data[:0], 0) },
+		"too many pages": func(w slotWant) []byte { return brought(w, append(data, data...), 16*4096) },
+		"too few bytes":  func(w slotWant) []byte { return brought(w, data, 7*4096) },
+		"huge count": func(w slotWant) []byte {
+			return brought(w, []pagesrv.Run{{Kind: 1, Pages: 1 << 31}, {Kind: 1, Pages: 1 << 31}}, 0)
+		},
+		"a want":            func(w slotWant) []byte { return w.encode() },
+		"an unasked survey": func(w slotWant) []byte { return found(w, pagesrv.Layout{End: 4096}) },
+		"nonsense":          func(slotWant) []byte { return []byte{99, 1, 2} },
+		"cut short":         func(w slotWant) []byte { return brought(w, data, 8*4096)[:20] },
+	} {
+		t.Run(name, func(t *testing.T) {
+			kerneltest.Leaks(t)
+			f := newFakeHandler(t)
+			if err := f.link.Ask(memory.Want{ID: 1, Pages: 8, Urgent: true}); err != nil {
+				t.Fatal(err)
+			}
+			f.send(answer(f.next()))
+			kerneltest.Eventually(t, "the handler is dropped", func() bool {
+				f.hub.mu.Lock()
+				defer f.hub.mu.Unlock()
+				return f.hub.link == nil
+			})
+			if err := f.link.Ask(memory.Want{Pages: 1}); err == nil {
+				t.Error("a dropped link takes wants")
+			}
+		})
+	}
+}
+
+func FuzzParseLink(f *testing.F) {
+	w := slotWant{seq: 3, slot: 5, want: memory.Want{Task: 9, Addr: 0x7f00_0000_0000, Pages: 8, Urgent: true}}
+	f.Add(w.encode())
+	f.Add(welcome())
+	f.Add(brought(w, []pagesrv.Run{{Kind: pagesrv.KindData, Pages: 3}, {Kind: pagesrv.KindZero, Pages: 5}}, 3*4096))
+	f.Add(failed(w, unix.ESRCH))
+	f.Add(found(w, pagesrv.Layout{End: 0x9000, Fetch: []pagesrv.Range{{Start: 0x1000, End: 0x3000}}}))
+	f.Add(slotWant{seq: 4, slot: noSlot, want: memory.Want{Task: 1, Addr: 0x1000}, end: 0x2000}.encode())
+	f.Add([]byte{3, 255})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m, err := parseLink(b)
+		if err != nil {
+			return
+		}
+		if m.kind == linkBrought && m.check(memory.Want{Pages: 8}) == nil && m.bytes > 8*4096 {
+			t.Fatalf("%d bytes of 8 pages", m.bytes)
+		}
+	})
+}
+
+func TestLaneQueue(t *testing.T) {
+	q := newLaneQueue()
+	q.push(slotWant{seq: 1})
+	got := make(chan slotWant, 3)
+	gens := make(chan uint64, 3)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			w, gen, ok := q.pop()
+			if !ok {
+				return
+			}
+			gens <- gen
+			got <- w
+		}
+	}()
+	next := func() (slotWant, uint64) {
+		select {
+		case w := <-got:
+			return w, <-gens
+		case <-time.After(kerneltest.Patience):
+			t.Fatal("nothing comes")
+			return slotWant{}, 0
+		}
+	}
+	q.up()
+	w, old := next()
+	if w.seq != 1 {
+		t.Fatal("another want came")
+	}
+	q.again(w, old) // its connection is lost: waits for the next
+	q.push(slotWant{seq: 2})
+	q.up()
+	if w, _ := next(); w.seq != 1 {
+		t.Fatal("a want that was lost is not the first")
+	}
+	if w, gen := next(); w.seq != 2 || gen == old {
+		t.Fatal("second want")
+	}
+	q.again(slotWant{seq: 3}, old) // told late: the lane is up again already
+	if w, _ := next(); w.seq != 3 {
+		t.Fatal("a want of an old connection is stuck")
+	}
+	q.close()
+	<-done
+}
+
+func TestEventQueue(t *testing.T) {
+	kerneltest.Leaks(t)
+	q := newEventQueue()
+	for i := range 1000 {
+		q.put(Event{Kind: EventProgress, Status: i})
+	}
+	q.put(Event{Kind: EventDrained})
+	q.put(Event{Kind: EventExited})
+	q.end()
+	q.put(Event{Kind: EventProblem}) // too late
+	var kinds []EventKind
+	last := 0
+	for e := range q.out {
+		kinds = append(kinds, e.Kind)
+		if e.Kind == EventProgress {
+			last = e.Status
+		}
+	}
+	n := len(kinds)
+	if n < 3 || n > 4 || kinds[n-2] != EventDrained || kinds[n-1] != EventExited || last != 999 {
+		t.Errorf("%v, last progress %d", kinds, last)
+	}
+	q.close()
+	q.close()
+	q = newEventQueue()
+	q.put(Event{Kind: EventDrained})
+	q.close() // nobody reads
+}
+
+// A lane is asked for whenever it is lost after it was given, also when the loss of the other is told late.
+func TestLanesAsked(t *testing.T) {
+	asked := make(chan wire.Lane, 10)
+	c := &Capsule{log: testLog(t), dead: make(chan struct{})}
+	h := &Handler{c: c, asked: make(map[wire.Lane]bool), stopping: t.Context(), o: HandlerOptions{OnLaneLost: func(l wire.Lane) { asked <- l }}}
+	given := func(lane wire.Lane) { h.asked[lane] = false }
+	expect := func(what string, lane wire.Lane) {
+		t.Helper()
+		select {
+		case l := <-asked:
+			if l != lane {
+				t.Fatalf("%s: asked for %v", what, l)
+			}
+		case <-time.After(kerneltest.Patience):
+			t.Fatal("not asked:", what)
+		}
+	}
+	h.lost(wire.LaneUrgent)
+	expect("at the start", wire.LaneUrgent)
+	h.lost(wire.LaneBulk)
+	expect("at the start", wire.LaneBulk)
+	given(wire.LaneUrgent)
+	h.lost(wire.LaneBulk) // asked for already
+	h.lost(wire.LaneUrgent)
+	expect("the urgent lane, lost after it was given", wire.LaneUrgent)
+	given(wire.LaneBulk)
+	given(wire.LaneUrgent)
+	h.lost(wire.LaneBulk)
+	expect("the bulk lane", wire.LaneBulk)
+	if len(asked) > 0 {
+		t.Error("asked too often")
+	}
+}
+
+func TestGaps(t *testing.T) {
+	rs := func(at ...uint64) (l []pagesrv.Range) {
+		for i := 0; i < len(at); i += 2 {
+			l = append(l, pagesrv.Range{Start: at[i], End: at[i+1]})
+		}
+		return l
+	}
+	for _, c := range []struct {
+		fetch []pagesrv.Range
+		end   uint64
+		want  []memory.Region
+		bad   bool
+	}{
+		{end: 0x9000, want: []memory.Region{{Start: 0x1000, End: 0x9000}}},
+		{fetch: rs(0x1000, 0x9000), end: 0x9000},
+		{fetch: rs(0x1000, 0x2000, 0x3000, 0x4000), end: 0x5000, want: []memory.Region{{Start: 0x2000, End: 0x3000}, {Start: 0x4000, End: 0x5000}}},
+		{fetch: rs(0x2000, 0x5000), end: 0x5000, want: []memory.Region{{Start: 0x1000, End: 0x2000}}},
+		{end: 0x1000, bad: true},
+		{end: 0xa000, bad: true},
+		{end: 0x4001, bad: true},
+		{fetch: rs(0, 0x2000), end: 0x9000, bad: true},
+		{fetch: rs(0x3000, 0x2000), end: 0x9000, bad: true},
+		{fetch: rs(0x2000, 0x4000, 0x3000, 0x5000), end: 0x9000, bad: true},
+		{fetch: rs(0x2000, 0x4000), end: 0x3000, bad: true},
+		{fetch: rs(0x2001, 0x4000), end: 0x9000, bad: true},
+	} {
+		l := pagesrv.Layout{End: c.end, Fetch: c.fetch}
+		err := checkLayout(l, 0x1000, 0x9000)
+		if (err != nil) != c.bad {
+			t.Errorf("%+v: %v", l, err)
+		}
+		if err == nil && !slices.Equal(gaps(l, 0x1000), c.want) {
+			t.Errorf("gaps of %+v: %+v", l, gaps(l, 0x1000))
+		}
+	}
+}
+
+// A survey ends with its answer, or with the handler.
+func TestSurvey(t *testing.T) {
+	kerneltest.Leaks(t)
+	f := newFakeHandler(t)
+	type result struct {
+		l   pagesrv.Layout
+		err error
+	}
+	results := make(chan result, 1)
+	begin := func() slotWant {
+		go func() {
+			l, err := f.link.survey(7, 0x10000, 0x90000)
+			results <- result{l, err}
+		}()
+		buf := make([]byte, 256)
+		n, _, err := f.sock.Recv(buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m, err := parseLink(buf[:n])
+		if err != nil || m.kind != linkSurvey || m.want.Task != 7 || m.want.Addr != 0x10000 || m.end != 0x90000 {
+			t.Fatalf("%+v, %v", m, err)
+		}
+		return m.slotWant
+	}
+	f.send(found(begin(), pagesrv.Layout{End: 0x20000, Fetch: []pagesrv.Range{{Start: 0x11000, End: 0x12000}}}))
+	if r := <-results; r.err != nil || r.l.End != 0x20000 || len(r.l.Fetch) != 1 {
+		t.Errorf("%+v", r)
+	}
+	f.send(failed(begin(), unix.ESRCH))
+	if r := <-results; !errors.Is(r.err, unix.ESRCH) {
+		t.Errorf("%+v", r)
+	}
+	begin()
+	f.sock.Close()
+	if r := <-results; !errors.Is(r.err, errNoHandler) {
+		t.Errorf("%+v", r)
+	}
+}
+
+// The agent replaces the handler that a capsule at its end takes leave of. A link that came then would be waited for, for ever.
+func TestAttachAtTheEnd(t *testing.T) {
+	kerneltest.Leaks(t)
+	h := newHub(testLog(t), func(Event) {})
+	engine := memory.New(memory.Options{})
+	h.setEngine(engine, nil, func(uint32) {})
+	h.close()
+	sock, peer, err := fdpass.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sock.Close()
+	if err := h.attach(peer); !errors.Is(err, errClosing) {
+		t.Errorf("attach after close: %v", err)
+	}
+	if err := h.drain(); !errors.Is(err, errClosing) {
+		t.Errorf("drain after close: %v", err)
+	}
+}

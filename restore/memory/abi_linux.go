@@ -1,0 +1,86 @@
+package memory
+
+import "structs"
+
+// Kernel ABI of include/uapi/linux/userfaultfd.h (6.6 and later), as golang.org/x/sys lacks it. TestABI holds the
+// sizes and the request numbers, which are those of x86-64 and arm64 alike.
+
+const (
+	ioctlCopy     = 0xc028aa03 // UFFDIO_COPY
+	ioctlZeropage = 0xc020aa04 // UFFDIO_ZEROPAGE
+	ioctlPoison   = 0xc020aa08 // UFFDIO_POISON, since 6.6
+	ioctlWake     = 0x8010aa02 // UFFDIO_WAKE
+)
+
+// include/uapi/linux/fs.h (6.7 and later).
+const (
+	ioctlPagemapScan = 0xc0606610 // PAGEMAP_SCAN
+	pageIsPresent    = 1 << 3
+	pageIsSwapped    = 1 << 4
+)
+
+// pmScanArg is struct pm_scan_arg.
+type pmScanArg struct {
+	_          structs.HostLayout
+	size       uint64
+	flags      uint64
+	start      uint64
+	end        uint64
+	walkEnd    uint64 // out
+	vec        uint64
+	vecLen     uint64
+	maxPages   uint64
+	inverted   uint64
+	mask       uint64
+	anyOf      uint64
+	returnMask uint64
+}
+
+// pageRegion is struct page_region.
+type pageRegion struct {
+	_          structs.HostLayout
+	start      uint64
+	end        uint64
+	categories uint64
+}
+
+// Events of struct uffd_msg.
+const (
+	evPagefault = 0x12
+	evFork      = 0x13
+	evRemap     = 0x14
+	evRemove    = 0x15
+	evUnmap     = 0x16
+)
+
+// uffdMsg is struct uffd_msg: arg is {flags, address, …}, {ufd}, {from, to, len} or {start, end}.
+type uffdMsg struct {
+	_     structs.HostLayout
+	event uint8
+	_     [7]byte
+	arg   [3]uint64
+}
+
+type uffdRange struct {
+	_     structs.HostLayout
+	start uint64
+	len   uint64
+}
+
+type uffdCopy struct {
+	_    structs.HostLayout
+	dst  uint64
+	src  uint64
+	len  uint64
+	mode uint64
+	copy int64 // out: bytes, or a negative errno
+}
+
+// uffdFill is struct uffdio_zeropage and struct uffdio_poison.
+type uffdFill struct {
+	_     structs.HostLayout
+	start uint64
+	len   uint64
+	mode  uint64
+	done  int64 // out: bytes, or a negative errno
+}

@@ -1,0 +1,38 @@
+// Package memory fills the memory of a migrated tree: the engine in the guardian, the only process that holds and
+// touches the tree's userfaultfds. A handler, which may die at any time, only brings bytes.
+//
+// # Objects
+//
+// A region is a range of a task of the source. A page of it is taken at most once by each mm: filled with the source's
+// bytes, or dropped because the process threw it away before they came. After that, missing means zero. An mm has a
+// layout (which address shows which page of which region) and one bit a page that is set when the page was taken. A fork
+// copies both, and a page that arrives goes into every mm of the family that misses it. Memory of no region (grown by
+// mremap, left behind by MREMAP_DONTUNMAP) is zero.
+//
+// # Order
+//
+// The kernel posts the event of an munmap, mremap, madvise or fork after it has dropped the mmap lock, so the events of
+// several threads can be read in another order than that in which the mappings changed. But it counts the operations
+// that are under way (mmap_changing) from before they change anything until their event has been read and their thread
+// has run again, and refuses every fill meanwhile. So events are collected until that count is zero: then all that have
+// changed the layout have been read, and none is in the middle. The batch is applied in the order that fits the layout
+// before and the memory that is registered now (order.go). Faults are looked at after that, and pages that came
+// meanwhile are parked. An mm whose batch is applied is settled; only a settled mm is filled, and the kernel's count
+// makes sure that it has stayed so until the fill is done.
+//
+// # Locks
+//
+// One mutex is held over "read events, apply them" and over every fill, so that no page can be filled between a REMOVE
+// that was read and the bits that it sets. Handlers are asked, and descriptors closed, after it is released.
+//
+// # Trust
+//
+// Addresses in events are the kernel's. Answers are a handler's: their lengths are checked against the want. Bytes are
+// copied as they come, pagesrv and TLS vouch for them. Go never reads or writes registered memory.
+//
+// # What is not seen
+//
+// MADV_GUARD_INSTALL throws pages away without an event. Guards are looked for before each fill (skipGuards), but a page
+// that was made a guard and is none any more when it comes gets the source's bytes, where zeros would be right. The same
+// is true of a guard made in the microseconds between the look and the fill.
+package memory

@@ -1,0 +1,264 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/checkpoint-restore/go-criu/v8/rpc"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/criu"
+	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/restore/memory"
+)
+
+// restoring is the guardian's one restore: criu runs in request, is held by notify at post-restore, and goes on when
+// release is closed.
+type restoring struct {
+	g     *guardian
+	cfg   restoreConfig
+	lazy  *lazySocket // nil when nothing is lazy
+	early *early      // nil when nothing is lazy
+
+	held    chan struct{} // closed at post-restore when all is well
+	finish  chan struct{} // closed by Finish: criu may go on to its last step
+	ready   chan struct{} // closed at pre-resume: nothing is left to be done but to let the tree run
+	release chan struct{} // closed by Release
+	done    chan struct{} // closed when criu has answered and ended
+	at      int64         // ns, just before the first instruction
+	root    int           // PID in the capsule; valid after done
+	err     error         // valid after done
+}
+
+// doRestore answers when the tree is held, or why not.
+func (g *guardian) doRestore(m message, files []*os.File) {
+	g.answer(m, g.hold(files), nil)
+}
+
+func (g *guardian) hold(files []*os.File) error {
+	defer fdpass.CloseAll(files)
+	if len(files) == 0 {
+		return errMessage
+	}
+	r := &restoring{g: g, held: make(chan struct{}), finish: make(chan struct{}), ready: make(chan struct{}), release: make(chan struct{}), done: make(chan struct{})}
+	g.mu.Lock()
+	if g.restore != nil || g.procs == nil {
+		g.mu.Unlock()
+		return fmt.Errorf("%w: a capsule serves one restore, after its start", errMessage)
+	}
+	g.restore = r
+	g.mu.Unlock()
+	if err := readCopy(files[0], &r.cfg); err != nil {
+		return err
+	}
+	if len(r.cfg.Keys) != len(files)-1 {
+		return errMessage
+	}
+	if err := r.begin(files[1:]); err != nil {
+		return err
+	}
+	select {
+	case <-r.held:
+		return nil
+	case <-r.done:
+		return r.err
+	}
+}
+
+// begin starts criu, in the tree's cgroup, and its request.
+func (r *restoring) begin(inherit []*os.File) error {
+	g := r.g
+	if !r.cfg.NotLazy {
+		engine := memory.New(memory.Options{Tasks: r.cfg.Tasks, Log: g.log})
+		r.early = newEarly(engine, r.cfg.Early)
+		g.hub.setEngine(engine, r.cfg.Tasks, r.early.faulted)
+		var err error
+		if r.lazy, err = listenLazy(g.dirs.work, engine.AddTask); err != nil {
+			return err
+		}
+	}
+	w := g.warm
+	if w == nil || len(inherit) > 0 { // descriptors to inherit have to be there from its start
+		var err error
+		if w, err = g.startCriu(inherit); err != nil {
+			return err
+		}
+		if g.warm != nil {
+			if err := g.warm.Close(); err != nil {
+				g.log.Warn("end criu that was not needed", "err", err)
+			}
+		}
+	}
+	go r.request(w) // ends with criu, at the latest with the namespace
+	return nil
+}
+
+func (r *restoring) options() *rpc.CriuOpts {
+	o := &rpc.CriuOpts{
+		ImagesDirFd: new(int32(-1)), ImagesDir: new(byPID1(r.g.dirs.images)), WorkDirFd: new(int32(r.g.dirs.work.Fd())),
+		LogLevel: new(int32(max(r.cfg.LogLevel, 1))), RstSibling: new(true), LazyPages: new(!r.cfg.NotLazy),
+		ManageCgroups: new(false), ManageCgroupsMode: new(rpc.CriuCgMode_IGNORE),
+		TcpClose: new(r.cfg.TCPClose), FileLocks: new(r.cfg.FileLocks), ShellJob: new(r.cfg.ShellJob),
+	}
+	for i, key := range r.cfg.Keys {
+		o.InheritFd = append(o.InheritFd, &rpc.InheritFd{Key: new(key), Fd: new(int32(criu.FirstExtraFD + i))})
+	}
+	return o
+}
+
+func (r *restoring) request(w *criu.Worker) {
+	defer close(r.done)
+	pid, err := w.Restore(context.Background(), r.options(), r.notify)
+	if err == nil {
+		err = w.Wait()
+	}
+	if cerr := w.Close(); err == nil {
+		err = cerr
+	}
+	if r.lazy != nil {
+		r.lazy.close()
+	}
+	r.root, r.err = int(pid), err
+}
+
+// notify is called by criu's driver; criu waits meanwhile. At post-restore everything of the tree is there and waits in
+// criu's restorer.
+func (r *restoring) notify(script string, _ int32) error {
+	r.g.log.Debug("criu", "step", script)
+	switch script {
+	case "pre-restore":
+		return r.g.uncover()
+	case "post-restore":
+		if err := r.settle(); err != nil {
+			return err
+		}
+		r.g.log.Debug("held", "faults", r.faults())
+		close(r.held)
+		<-r.finish
+	case "pre-resume":
+		close(r.ready)
+		<-r.release
+		r.at = time.Now().UnixNano()
+	}
+	return nil
+}
+
+// settle is what has to be true or done before the release.
+func (r *restoring) settle() error {
+	if r.g.covered {
+		return fmt.Errorf("%w: criu restored without saying pre-restore", errMessage)
+	}
+	if r.lazy != nil {
+		var ids []uint32
+		for _, t := range r.cfg.Tasks {
+			if len(t.Regions) > 0 {
+				ids = append(ids, t.ID)
+			}
+		}
+		if err := r.lazy.missing(ids); err != nil {
+			return err
+		}
+		for _, t := range r.cfg.Tasks {
+			if err := checkRegistered(t); err != nil {
+				return err
+			}
+		}
+		if err := r.early.placeAll(); err != nil {
+			return err
+		}
+		if n := r.g.hub.getEngine().Stats().LostPages; n > 0 {
+			return fmt.Errorf("%d pages found no memory where they belong", n)
+		}
+	}
+	for _, f := range r.cfg.Fixups {
+		if err := f.apply(); err != nil {
+			r.g.problem(err)
+		}
+	}
+	return nil
+}
+
+// doFinish lets criu do what it does after post-restore, such as removing the names that it made, up to pre-resume.
+func (g *guardian) doFinish(m message) {
+	r, err := g.let()
+	if err == nil {
+		select {
+		case <-r.ready:
+		case <-r.done:
+			err = fmt.Errorf("criu failed after the release: %w", errors.Join(errEnded, r.err))
+		}
+	}
+	g.answer(m, err, nil)
+}
+
+var errEnded = errors.New("it ended before it let the tree go")
+
+// let opens the first gate, once.
+func (g *guardian) let() (*restoring, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := g.restore
+	ok := r != nil && !g.released
+	if ok {
+		select {
+		case <-r.held:
+		default:
+			ok = false
+		}
+	}
+	if ok {
+		select {
+		case <-r.done: // criu died while it held
+			ok = false
+		default:
+			g.released = true
+		}
+	}
+	if !ok {
+		return nil, errors.New("no tree is held")
+	}
+	close(r.finish)
+	return r, nil
+}
+
+// doRelease lets the tree run. From its first line on the agent may die.
+func (g *guardian) doRelease(m message) {
+	g.mu.Lock()
+	r, finished := g.restore, g.released
+	g.mu.Unlock()
+	if !finished {
+		var err error
+		if r, err = g.let(); err != nil {
+			g.answer(m, err, nil)
+			return
+		}
+	}
+	close(r.release)
+	<-r.done
+	if r.err != nil {
+		g.problem(fmt.Errorf("criu failed after the release: %w", r.err))
+		g.answer(m, r.err, nil)
+		return
+	}
+	// Nobody reaps before reap: even a root task that has ended already can be opened.
+	fd, err := unix.PidfdOpen(r.root, 0)
+	if err != nil {
+		g.answer(m, fmt.Errorf("open root task %d: %w", r.root, err), nil)
+	} else {
+		f := os.NewFile(uintptr(fd), "pidfd")
+		g.answer(m, nil, resumedAnswer{At: r.at, PID: r.root}, f)
+		f.Close()
+	}
+	go g.reap(r.root) // ends the process
+}
+
+// faults is how often criu itself has waited for a page of the source.
+func (r *restoring) faults() uint64 {
+	if e := r.g.hub.getEngine(); e != nil {
+		return e.Stats().Faults
+	}
+	return 0
+}
