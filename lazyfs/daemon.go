@@ -1,0 +1,232 @@
+package lazyfs
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+// MountOptions is the data that mount(2) needs for a descriptor of Start, of the process that mounts.
+// Flags: MS_NODEV must not be set if the tree uses device nodes, MS_NOSUID not if it runs set-user-ID programs.
+func MountOptions(fd int) string {
+	return fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other,default_permissions,max_read=%d", fd, wire.MaxFileIO)
+}
+
+// Options of a Daemon. Only FuseFD and Remote are needed.
+type Options struct {
+	FuseFD     int               // /dev/fuse, taken over; made non-blocking
+	Remote     Remote            // the source
+	StoreDir   string            // for contents of local files; must support O_TMPFILE. Empty: memory
+	LocalFiles map[string][]byte // path → contents: files that are the target's own until Granted
+	Log        *slog.Logger      // nil: silent
+}
+
+// Daemon serves one mount.
+type Daemon struct {
+	log    *slog.Logger
+	dev    *device
+	fs     *fsys
+	ps     *fuse.ProtocolServer
+	cancel context.CancelFunc
+	done   chan struct{} // serving has ended
+	reqs   sync.WaitGroup
+	flush  chan struct{} // the goroutine that forgets has ended
+
+	mu  sync.Mutex
+	err error
+}
+
+// Start serves the descriptor from the time on at which somebody mounts it. ctx ends it like Close.
+func Start(ctx context.Context, o Options) (*Daemon, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Remote == nil {
+		return nil, errors.New("lazyfs: no remote")
+	}
+	if err := unix.SetNonblock(o.FuseFD, true); err != nil {
+		return nil, fmt.Errorf("set /dev/fuse non-blocking: %w", err)
+	}
+	unix.CloseOnExec(o.FuseFD)
+	ctx, cancel := context.WithCancel(ctx)
+	d := &Daemon{log: o.Log, cancel: cancel, done: make(chan struct{}), flush: make(chan struct{})}
+	d.dev = &device{fd: o.FuseFD, stop: ctx.Done()}
+	d.fs = newFsys(ctx, o, d.dev)
+	if err := d.fs.ov.addLocalFiles(o.LocalFiles); err != nil {
+		cancel()
+		d.fs.close()
+		return nil, err
+	}
+	d.ps = fuse.NewProtocolServer(d.fs, &fuse.MountOptions{
+		MaxWrite: wire.MaxFileIO, MaxReadAhead: wire.MaxFileIO, MaxBackground: 128,
+		EnableAcl: true, EnableSymlinkCaching: true,
+		ExtraCapabilities: fuse.CAP_DONT_MASK | fuse.CAP_HANDLE_KILLPRIV_V2 | fuse.CAP_ASYNC_DIO | fuse.CAP_READDIRPLUS_AUTO |
+			fuse.CAP_SETXATTR_EXT,
+		Logger: slog.NewLogLogger(o.Log.Handler(), slog.LevelDebug),
+	})
+	context.AfterFunc(ctx, d.dev.close)
+	go func() {
+		defer close(d.flush)
+		d.fs.forgets.run(ctx, o.Remote)
+	}()
+	go d.serve()
+	return d, nil
+}
+
+// serve reads requests until the mount or the daemon ends.
+func (d *Daemon) serve() {
+	defer close(d.done)
+	err := d.loop()
+	d.cancel() // operations that wait for the source end
+	d.reqs.Wait()
+	<-d.flush
+	d.dev.close()
+	d.fs.close()
+	if errors.Is(err, os.ErrClosed) || errors.Is(err, errUnmounted) {
+		err = nil
+	}
+	d.mu.Lock()
+	d.err = err
+	d.mu.Unlock()
+}
+
+func (d *Daemon) loop() error {
+	buf := make([]byte, readSize)
+	n, err := d.dev.waitMounted(buf)
+	if err != nil {
+		return err
+	}
+	d.answer(buf[:n]) // INIT, before all others
+	if err := d.dev.register(); err != nil {
+		return err
+	}
+	if err := d.dev.readahead(readAhead); err != nil {
+		d.log.Debug("keep the kernel's readahead", "err", err)
+	}
+	for {
+		n, err := d.dev.read(buf)
+		if err != nil {
+			return err
+		}
+		if n < 40 {
+			return fmt.Errorf("read /dev/fuse: request of %d bytes: %w", n, io.ErrUnexpectedEOF)
+		}
+		var in []byte
+		var back func()
+		if n <= smallRequest {
+			p := bufs[0].Get().(*[]byte)
+			in, back = (*p)[:n], func() { bufs[0].Put(p) }
+			copy(in, buf)
+		} else {
+			in, back = buf[:n], func() {}
+			buf = make([]byte, readSize)
+			if p, ok := readPool.Get().(*[]byte); ok {
+				buf = *p
+			}
+			whole := in[:readSize]
+			back = func() { readPool.Put(&whole) }
+		}
+		d.reqs.Go(func() {
+			d.answer(in)
+			if d.fs.ctx.Err() == nil { // a call that was given up may still use its buffers
+				back()
+			}
+		})
+	}
+}
+
+const (
+	readSize     = wire.MaxFileIO + 64<<10
+	smallRequest = 8 << 10
+	readAhead    = 512 // KB
+)
+
+var (
+	readPool sync.Pool
+	outSizes = [...]int{8 << 10, 72 << 10, 136 << 10, wire.MaxFileIO + 8<<10}
+	bufs     [len(outSizes)]sync.Pool
+)
+
+func init() {
+	for i, n := range outSizes {
+		bufs[i].New = func() any { b := make([]byte, n); return &b }
+	}
+}
+
+// replySize is how long the reply to a request may be.
+func replySize(in []byte) int {
+	u32 := func(off int) int {
+		if len(in) < off+4 {
+			return 0
+		}
+		return int(binary.NativeEndian.Uint32(in[off:]))
+	}
+	switch binary.NativeEndian.Uint32(in[4:]) {
+	case 15, 28, 44: // READ, READDIR, READDIRPLUS
+		return u32(56) + 1024
+	case 22, 23: // GETXATTR, LISTXATTR
+		return u32(40) + 1024
+	case 39: // IOCTL
+		return u32(68) + 1024
+	}
+	return outSizes[0]
+}
+
+func (d *Daemon) answer(in []byte) {
+	need := replySize(in)
+	var out []byte
+	for i, n := range outSizes {
+		if need <= n {
+			p := bufs[i].Get().(*[]byte)
+			out = *p
+			defer func() {
+				if d.fs.ctx.Err() == nil {
+					bufs[i].Put(p)
+				}
+			}()
+			break
+		}
+	}
+	if out == nil {
+		out = make([]byte, need)
+	}
+	n, _ := d.ps.HandleRequest([][]byte{in}, [][]byte{out})
+	if n == 0 {
+		return
+	}
+	if err := d.dev.write(out[:n]); err != nil && d.fs.ctx.Err() == nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+		d.log.Warn("answer kernel", "opcode", binary.NativeEndian.Uint32(in[4:]), "err", err)
+	}
+}
+
+// Wait waits until the mount or the daemon has ended and tells why, nil if by unmount or Close.
+func (d *Daemon) Wait() error {
+	<-d.done
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.err
+}
+
+// Done is closed when serving has ended.
+func (d *Daemon) Done() <-chan struct{} { return d.done }
+
+// Close ends the daemon, mounted or not. Operations at work fail, later ones find no connection
+// (unless another process holds the descriptor: then they wait for it). It waits for calls of the Remote that are
+// sending; where the network may be stuck, close the Remote first. May be called more than once.
+func (d *Daemon) Close() error {
+	d.cancel()
+	return d.Wait()
+}
+
+// Granted drops what was kept local and forwards changes from now on. The source's server must have been granted before.
+func (d *Daemon) Granted() error { return d.fs.granted() }

@@ -1,0 +1,29 @@
+// Package lazyfs is the migrated tree's root on the target: a FUSE file system whose files are at the source.
+//
+// The daemon is given a /dev/fuse descriptor that somebody else mounts, in whatever namespace, with the options
+// of MountOptions. FUSE node IDs are the source's own (Remote); IDs with the top bit are files that exist on the
+// target only. Reads are cached by the kernel, names and attributes for an hour: the tree is the only writer.
+// Writes go straight through, fsync means the source's disk. File locks never leave the target's kernel.
+//
+// # Before the grant
+//
+// The source may still have to go on as if nothing had happened, but restoring a tree changes files: sockets are
+// bound again, unlinked files get a name for a moment. Such changes stay in an overlay of names (overlay.go):
+//
+//	unlink of a source's name      the name is hidden
+//	mknod of a hidden socket       shown again, and it is the source's node
+//	anything else that is made     a local node, its contents an unnamed file in StoreDir
+//	rename, link of a source file  a second name for its node
+//	change of a source's contents  EROFS
+//
+// Granted drops all of this; local nodes that are open or looked up stay what they are (unlinked files, bound sockets).
+//
+// # Trust boundary
+//
+// The kernel's requests and the Remote's replies (checked by its decoder) are believed. When the Remote is lost
+// after the grant, operations wait instead of failing: a wait is not a wrong result.
+//
+// # Locks
+//
+// overlay.grant (read side: one operation) before overlay.mu before local.mu; kernel notifications are sent with none held.
+package lazyfs

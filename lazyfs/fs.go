@@ -1,0 +1,182 @@
+package lazyfs
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+// valid is how long the kernel believes names and attributes of the source. Nobody but the tree changes them, and
+// the kernel sees what the tree does.
+const valid = time.Hour
+
+// localBit marks node IDs and handles of files that exist on the target only.
+const localBit = 1 << 63
+
+func isLocal(node uint64) bool { return node&localBit != 0 }
+
+// fsys is the file system: fs_*.go decide between source and overlay.
+type fsys struct {
+	fuse.RawFileSystem // what is not here: ENOSYS
+
+	ctx     context.Context
+	log     *slog.Logger
+	remote  Remote
+	dev     *device
+	ov      *overlay
+	forgets forgetQueue
+	clock   changeClock // all changes at the source
+	xclock  changeClock // those of extended attributes
+	bare    bareSet
+	waiting atomic.Int32 // operations that a lost source holds up
+
+	dirMu   sync.Mutex
+	dirs    map[uint64]*dirHandle
+	nextDir uint64
+}
+
+func newFsys(ctx context.Context, o Options, dev *device) *fsys {
+	f := &fsys{
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), ctx: ctx, log: o.Log, remote: o.Remote, dev: dev,
+		dirs: map[uint64]*dirHandle{}, forgets: forgetQueue{wake: make(chan struct{}, 1)},
+	}
+	f.ov = newOverlay(f, o.StoreDir)
+	return f
+}
+
+// close lets go of local files; no operation is at work any more.
+func (f *fsys) close() { f.ov.close() }
+
+func (f *fsys) String() string { return "lazymig" }
+
+func caller(h *fuse.InHeader) wire.FileCaller { return wire.FileCaller{UID: h.Uid, GID: h.Gid} }
+
+// status is the one place where errors become what the kernel is told. A lost source fails operations before the
+// grant, so that the restore ends; after it they wait for the source, or for the end.
+func (f *fsys) status(err error) fuse.Status {
+	if err == nil {
+		return fuse.OK
+	}
+	if own, ok := errors.AsType[errno](err); ok {
+		return fuse.Status(own)
+	}
+	if told, ok := errors.AsType[*wire.Error](err); ok {
+		if told.Errno == 0 {
+			return fuse.EIO
+		}
+		return fuse.Status(told.Errno)
+	}
+	if !f.ov.isGranted() || f.ctx.Err() != nil {
+		return fuse.EIO
+	}
+	f.log.Error("source lost, operation waits", "err", err)
+	f.waiting.Add(1)
+	<-f.ctx.Done()
+	return fuse.EIO
+}
+
+// errno is an error of the target's own, beside those that the source tells.
+type errno syscall.Errno
+
+func (e errno) Error() string { return "local: " + syscall.Errno(e).Error() }
+
+// own makes an error of a local system call one.
+func own(err error) error {
+	if n := wire.ErrnoOf(err); n != 0 {
+		return errno(n)
+	}
+	if err != nil {
+		return errno(syscall.EIO)
+	}
+	return nil
+}
+
+func fillAttr(out *fuse.Attr, a *wire.FileAttr) {
+	out.Ino, out.Size, out.Blocks = a.Ino, a.Size, a.Blocks
+	out.Atime, out.Atimensec = uint64(a.Atime.Sec), a.Atime.Nsec
+	out.Mtime, out.Mtimensec = uint64(a.Mtime.Sec), a.Mtime.Nsec
+	out.Ctime, out.Ctimensec = uint64(a.Ctime.Sec), a.Ctime.Nsec
+	out.Mode, out.Nlink, out.Uid, out.Gid = a.Mode, a.Nlink, a.UID, a.GID
+	out.Rdev, out.Blksize = a.Rdev, a.Blksize
+}
+
+func fillEntry(out *fuse.EntryOut, e *wire.FileEntry) {
+	out.NodeId, out.Generation = e.Node, 1
+	out.SetEntryTimeout(valid)
+	out.SetAttrTimeout(valid)
+	fillAttr(&out.Attr, &e.Attr)
+}
+
+// fillLocal is fillEntry for what may be different after the grant: not kept by the kernel.
+func fillLocal(out *fuse.EntryOut, e *wire.FileEntry) {
+	out.NodeId, out.Generation = e.Node, 1
+	fillAttr(&out.Attr, &e.Attr)
+}
+
+// forget takes back lookups that the kernel, or this package, no longer needs.
+func (f *fsys) forget(node, n uint64) {
+	if n = f.ov.keep(node, n); n > 0 {
+		f.forgets.add(node, n)
+	}
+}
+
+// Forget must not wait for the network.
+func (f *fsys) Forget(node, n uint64) {
+	if isLocal(node) {
+		f.ov.forgetLocal(node, n)
+		return
+	}
+	f.bare.drop(node)
+	f.forget(node, n)
+}
+
+// forgetQueue sends forgets behind the kernel's back, as many at once as there are.
+type forgetQueue struct {
+	mu   sync.Mutex
+	q    []wire.FileForget
+	wake chan struct{}
+}
+
+func (q *forgetQueue) add(node, n uint64) {
+	q.mu.Lock()
+	q.q = append(q.q, wire.FileForget{Node: node, Count: n})
+	q.mu.Unlock()
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (q *forgetQueue) run(ctx context.Context, r Remote) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-q.wake:
+		}
+		q.mu.Lock()
+		b := q.q
+		q.q = nil
+		q.mu.Unlock()
+		r.Forget(b)
+	}
+}
+
+// changeClock tells whether attributes that were fetched ahead may have been changed since by the tree itself: the
+// kernel guards its own requests against that, not what lies in a buffer here.
+type changeClock struct{ begun, ended atomic.Uint64 }
+
+func (c *changeClock) begin()        { c.begun.Add(1) }
+func (c *changeClock) end()          { c.ended.Add(1) }
+func (c *changeClock) quiet() uint64 { return c.ended.Load() } // read before a fetch
+
+// fresh says that no change was at work at quiet and none has begun since.
+func (c *changeClock) fresh(quiet uint64) bool { return c.begun.Load() == quiet }

@@ -1,0 +1,197 @@
+package lazyfs
+
+import (
+	"sync"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+// Pieces of a directory are fetched larger than the kernel asks (4 KB at a time costs a round trip for 25 names).
+const (
+	firstPiece = 64 << 10
+	morePiece  = 256 << 10
+)
+
+// dirHandle is an open directory. Before the grant it is a list made of source and overlay, read at position 0;
+// then pieces of the source's, at the source's own positions.
+type dirHandle struct {
+	node uint64
+	h    uint64 // at the source
+
+	mu     sync.Mutex
+	merged bool
+	list   []wire.FileDirent // merged: all; else what was fetched and not yet given
+	pos    uint64            // of list[0]
+	plus   bool              // list was fetched with entries
+	quiet  uint64            // changeClock at the fetch
+	xquiet uint64            // of extended attributes
+	eof    bool
+	many   bool
+}
+
+func (f *fsys) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	d := &dirHandle{node: in.NodeId}
+	if !isLocal(in.NodeId) {
+		h, err := f.remote.OpenDir(f.ctx, in.NodeId)
+		if err != nil {
+			return f.status(err)
+		}
+		d.h = h
+	}
+	f.dirMu.Lock()
+	defer f.dirMu.Unlock()
+	f.nextDir++
+	f.dirs[f.nextDir] = d
+	out.Fh = f.nextDir
+	return fuse.OK
+}
+
+func (f *fsys) dir(fh uint64) *dirHandle {
+	f.dirMu.Lock()
+	defer f.dirMu.Unlock()
+	return f.dirs[fh]
+}
+
+func (f *fsys) ReleaseDir(in *fuse.ReleaseIn) {
+	f.dirMu.Lock()
+	d := f.dirs[in.Fh]
+	delete(f.dirs, in.Fh)
+	f.dirMu.Unlock()
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f.dropList(d)
+	if !isLocal(d.node) {
+		f.remote.Release(d.node, d.h)
+	}
+}
+
+// dropList forgets entries that were fetched for nothing.
+func (f *fsys) dropList(d *dirHandle) {
+	for _, e := range d.list {
+		if e.Entry.Node != 0 {
+			f.forget(e.Entry.Node, 1)
+		}
+	}
+	d.list = nil
+}
+
+func (f *fsys) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	if isLocal(in.NodeId) {
+		return fuse.OK
+	}
+	d := f.dir(in.Fh)
+	if d == nil {
+		return fuse.EBADF
+	}
+	return f.status(f.remote.Fsync(f.ctx, d.node, d.h, in.FsyncFlags&1 != 0))
+}
+
+func (f *fsys) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return f.readDir(in, out, false)
+}
+
+func (f *fsys) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
+	return f.readDir(in, out, true)
+}
+
+func (f *fsys) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
+	d := f.dir(in.Fh)
+	if d == nil {
+		return fuse.EBADF
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if in.Offset == 0 {
+		if st := f.rewind(d); !st.Ok() {
+			return st
+		}
+	}
+	if d.merged {
+		for i := in.Offset; i < uint64(len(d.list)); i++ {
+			e := d.list[i]
+			e.Off, e.Entry = i+1, wire.FileEntry{}
+			if !f.put(out, &e, plus, false) {
+				break
+			}
+		}
+		return fuse.OK
+	}
+	if in.Offset != d.pos || plus && !d.plus && len(d.list) > 0 {
+		f.dropList(d)
+		d.pos, d.eof = in.Offset, false
+	}
+	given := 0
+	for {
+		if len(d.list) == 0 {
+			if d.eof || given > 0 && plus { // a piece a request: what was fetched ahead with entries should not get old
+				return fuse.OK
+			}
+			size := uint32(firstPiece)
+			if d.many {
+				size = morePiece
+			}
+			d.quiet, d.xquiet, d.plus, d.many = f.clock.quiet(), f.xclock.quiet(), plus, true
+			list, eof, err := f.remote.ReadDir(f.ctx, d.node, d.h, d.pos, size, plus)
+			if err != nil {
+				if given > 0 {
+					return fuse.OK // told by the next request
+				}
+				return f.status(err)
+			}
+			d.list, d.eof = list, eof || len(list) == 0
+			continue
+		}
+		e := &d.list[0]
+		fresh := plus && f.clock.fresh(d.quiet)
+		if !f.put(out, e, plus, fresh) {
+			return fuse.OK
+		}
+		switch {
+		case e.Entry.Node == 0:
+		case fresh:
+			f.learn(&e.Entry, d.xquiet)
+		default:
+			f.forget(e.Entry.Node, 1)
+		}
+		d.pos, d.list = e.Off, d.list[1:]
+		given++
+	}
+}
+
+// rewind begins anew at position 0, with the overlay as long as there is one.
+func (f *fsys) rewind(d *dirHandle) fuse.Status {
+	f.dropList(d)
+	d.pos, d.eof, d.merged = 0, false, false
+	if f.ov.enter() {
+		defer f.ov.leave()
+		list, err := f.ov.list(d.node, d.h)
+		if err != nil {
+			return f.status(err)
+		}
+		d.list, d.merged = list, true
+	} else if isLocal(d.node) {
+		d.merged, d.list = true, dots(d.node)
+	}
+	return fuse.OK
+}
+
+// put adds a name to the reply, with what is known of it if that is fresh.
+func (f *fsys) put(out *fuse.DirEntryList, e *wire.FileDirent, plus, fresh bool) bool {
+	de := fuse.DirEntry{Mode: e.Type, Name: e.Name, Ino: e.Ino, Off: e.Off}
+	if !plus {
+		return out.AddDirEntry(de)
+	}
+	ent := out.AddDirLookupEntry(de)
+	if ent == nil {
+		return false
+	}
+	if fresh && e.Entry.Node != 0 {
+		fillEntry(ent, &e.Entry)
+	}
+	return true
+}

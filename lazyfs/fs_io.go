@@ -1,0 +1,152 @@
+package lazyfs
+
+import (
+	"syscall"
+
+	"github.com/hanwen/go-fuse/v2/fuse"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+// Open: the kernel keeps the pages of regular files from one open to the next.
+func (f *fsys) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
+	if isLocal(in.NodeId) {
+		h, err := f.ov.open(in.NodeId)
+		out.Fh, out.OpenFlags = h, fuse.FOPEN_KEEP_CACHE
+		return f.status(err)
+	}
+	h, err := f.remote.Open(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags)
+	out.Fh, out.OpenFlags = h, fuse.FOPEN_KEEP_CACHE
+	return f.status(err)
+}
+
+func (f *fsys) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	if f.ov.enter() {
+		defer f.ov.leave()
+		e, err := f.ov.make(caller(&in.InHeader), in.NodeId, name, newLocal{mode: in.Mode&0o7777&^(in.Umask&0o777) | syscall.S_IFREG})
+		if err != nil {
+			return f.status(err)
+		}
+		fillLocal(&out.EntryOut, &e)
+		out.Fh, err = f.ov.open(e.Node)
+		return f.status(err)
+	}
+	if isLocal(in.NodeId) {
+		return fuse.ENOENT
+	}
+	f.clock.begin()
+	defer f.clock.end()
+	quiet := f.xclock.quiet()
+	h, e, err := f.remote.Create(f.ctx, caller(&in.InHeader), in.NodeId, name, in.Flags, in.Mode, in.Umask)
+	out.Fh = h
+	return f.made(&e, err, &out.EntryOut, quiet)
+}
+
+// Tmpfile: a file without a name.
+func (f *fsys) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
+	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	if f.ov.enter() {
+		defer f.ov.leave()
+		e, err := f.ov.nameless(caller(&in.InHeader), newLocal{mode: in.Mode&0o7777&^(in.Umask&0o777) | syscall.S_IFREG})
+		if err != nil {
+			return f.status(err)
+		}
+		fillLocal(&out.EntryOut, &e)
+		out.Fh, err = f.ov.open(e.Node)
+		return f.status(err)
+	}
+	if isLocal(in.NodeId) {
+		return fuse.ENOENT
+	}
+	quiet := f.xclock.quiet()
+	h, e, err := f.remote.Tmpfile(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags, in.Mode, in.Umask)
+	out.Fh = h
+	return f.made(&e, err, &out.EntryOut, quiet)
+}
+
+// inPlace is a result of Read that already lies in the reply.
+type inPlace struct{ b []byte }
+
+func (r inPlace) Bytes([]byte) ([]byte, fuse.Status) { return r.b, fuse.OK }
+func (r inPlace) Size() int                          { return len(r.b) }
+func (r inPlace) Done()                              {}
+func (r inPlace) Readv([][]byte) (int, fuse.Status)  { return len(r.b), fuse.OK }
+
+func (f *fsys) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadResult, fuse.Status) {
+	buf = buf[:in.Size]
+	if isLocal(in.NodeId) {
+		n, err := f.ov.read(in.NodeId, buf, in.Offset)
+		return inPlace{buf[:n]}, f.status(err)
+	}
+	n, err := f.remote.Read(f.ctx, in.NodeId, in.Fh, in.Offset, buf)
+	return inPlace{buf[:n]}, f.status(err)
+}
+
+func (f *fsys) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
+	if isLocal(in.NodeId) {
+		n, err := f.ov.write(in.NodeId, data, in.Offset, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0)
+		return uint32(n), f.status(err)
+	}
+	var flags uint32
+	if in.Flags&syscall.O_APPEND != 0 && in.WriteFlags&fuse.WRITE_CACHE == 0 { // pages written back have a place
+		flags |= wire.FileWriteAppend
+	}
+	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
+		flags |= wire.FileWriteKillPriv
+	}
+	f.clock.begin()
+	defer f.clock.end()
+	n, err := f.remote.Write(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.Offset, flags, data)
+	return uint32(n), f.status(err)
+}
+
+func (f *fsys) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
+	if isLocal(in.NodeId) {
+		f.ov.release(in.NodeId)
+		return
+	}
+	f.remote.Release(in.NodeId, in.Fh)
+}
+
+// Flush has nothing to do: no write is deferred. The kernel itself writes mapped pages back before it would ask.
+func (f *fsys) Flush(_ <-chan struct{}, _ *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+
+func (f *fsys) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
+	if isLocal(in.NodeId) {
+		return fuse.OK // exists only as long as it is open
+	}
+	return f.status(f.remote.Fsync(f.ctx, in.NodeId, in.Fh, in.FsyncFlags&1 != 0))
+}
+
+func (f *fsys) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
+	if isLocal(in.NodeId) {
+		return f.status(f.ov.fallocate(in.NodeId, in.Mode, int64(in.Offset), int64(in.Length)))
+	}
+	f.clock.begin()
+	defer f.clock.end()
+	return f.status(f.remote.Fallocate(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.Mode, int64(in.Offset), int64(in.Length)))
+}
+
+func (f *fsys) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fuse.Status {
+	var pos int64
+	var err error
+	if isLocal(in.NodeId) {
+		pos, err = f.ov.lseek(in.NodeId, int64(in.Offset), in.Whence)
+	} else {
+		pos, err = f.remote.Lseek(f.ctx, in.NodeId, in.Fh, int64(in.Offset), in.Whence)
+	}
+	out.Offset = uint64(pos)
+	return f.status(err)
+}
+
+// CopyFileRange copies inside the source. EXDEV makes the kernel read and write instead.
+func (f *fsys) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint32, fuse.Status) {
+	if isLocal(in.NodeId) || isLocal(in.NodeIdOut) {
+		return 0, fuse.EXDEV
+	}
+	f.clock.begin()
+	defer f.clock.end()
+	n, err := f.remote.CopyRange(f.ctx, caller(&in.InHeader), in.NodeId, in.FhIn, int64(in.OffIn), in.NodeIdOut, in.FhOut, int64(in.OffOut), in.Len)
+	return n, f.status(err)
+}

@@ -1,0 +1,31 @@
+// Package remotefs serves the files of a frozen process tree, and is the client for that.
+//
+// The protocol is FUSE's, operation by operation, so that what the target's kernel asks reaches the source's
+// kernel with nothing in between that would have an opinion: a node is an O_PATH descriptor that was reached one
+// name at a time, with a count of lookups; a handle is an open descriptor. Nodes belong to the Server, not to a
+// connection, so they survive a reconnect.
+//
+// # A lost connection
+//
+// A Client outlives its connections (client_link.go): it keeps each request until it has the answer, and sends those without one again on the
+// next connection. Whether the server has done a request whose answer was lost can't be told, and a second append, rename or create
+// would be wrong, as would a second lookup that is forgotten once. So all that is not a mere read is done once (session.go): the server
+// writes it down by its number before it begins, keeps the answer until the client acknowledges it, and says it again to a repeat. Requests acknowledge what
+// was answered before them, and go out in the order of their numbers; so a request that came late over an old connection could
+// be taken for a new one after its answer is forgotten: the server begins nothing on a connection that has been replaced.
+//
+// # Trust boundary
+//
+// The server runs as root and believes nothing: each length is checked, a name is one component, never "." or
+// "..", a node is never left upwards, symbolic and magic links are never followed, a device, FIFO or socket is
+// never opened, and the insides of /proc-like file systems do not exist. Permissions are the target's kernel's
+// affair (default_permissions); what creates or could keep a set-user-ID bit runs with the caller's fsuid, fsgid
+// and umask and the tree's supplementary groups, on a thread of its own (cred.go).
+// Before Grant nothing that changes the source is done: EROFS.
+//
+// # Locks
+//
+// Server: holdMu, table.mu, dirState.mu, session.mu, each alone. Client: attachMu or sendMu, then mu. No lock is held in a system call that may wait for a disk,
+// except dirState.mu (one reader of a directory handle at a time), and but Client.sendMu none while the network may.
+// File locks are not served: the frozen tree still holds its own, a forwarded one would wait for ever.
+package remotefs

@@ -1,0 +1,131 @@
+package remotefs
+
+import (
+	"net"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// line joins a client and a server by connections that a test cuts: each frame passes a hook first.
+type line struct {
+	t *testing.T
+	s *Server
+	c *Client
+
+	mu   sync.Mutex
+	hook func(toServer bool, h wire.Header) bool // true: the frame is lost, and the connection with it
+	down bool                                    // no new connection until up
+	lost int
+	wg   sync.WaitGroup
+}
+
+func newLine(t *testing.T, dir string) *line {
+	t.Helper()
+	d, err := os.OpenFile(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	must(t, err)
+	defer d.Close()
+	s, err := NewServer(ServerOptions{Root: d})
+	must(t, err)
+	s.Grant()
+	l := &line{t: t, s: s}
+	l.c = NewClient(l.connect(), ClientOptions{Lost: func(error) {
+		l.mu.Lock()
+		l.lost++
+		down := l.down
+		l.mu.Unlock()
+		if !down {
+			_ = l.c.Attach(l.connect()) // fails when the test is over
+		}
+	}})
+	t.Cleanup(func() {
+		within(t, "the client's end", func() { _ = l.c.Close(); _ = l.c.Close() })
+		within(t, "the server's end", func() { must(t, s.Close()) })
+		within(t, "the connections' end", l.wg.Wait)
+	})
+	return l
+}
+
+// within runs fn, which must end.
+func within(t testing.TB, what string, fn func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() { defer close(done); fn() }()
+	select {
+	case <-done:
+	case <-time.After(90 * time.Second):
+		t.Fatalf("%s does not come", what)
+	}
+}
+
+// connect gives the client's end of a new connection.
+func (l *line) connect() *wire.Conn {
+	server, a := net.Pipe()
+	b, client := net.Pipe()
+	l.wg.Go(func() { _ = l.s.Serve(ctx, wire.NewConn(server)) }) // how it ends is what the client sees
+	up, down := wire.NewConn(b), wire.NewConn(a)
+	pump := func(from, to *wire.Conn, toServer bool) {
+		defer from.Close()
+		defer to.Close()
+		for {
+			h, p, err := from.Recv()
+			if err != nil {
+				return
+			}
+			l.mu.Lock()
+			cut := l.hook != nil && l.hook(toServer, h)
+			l.mu.Unlock()
+			if cut || to.Send(h.Type, h.Flags, h.ID, p) != nil {
+				return
+			}
+		}
+	}
+	l.wg.Go(func() { pump(up, down, true) })
+	l.wg.Go(func() { pump(down, up, false) })
+	return wire.NewConn(client)
+}
+
+// cutAt loses the n-th frame of a type, and every one before it.
+func (l *line) cutAt(typ wire.Type, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hook = func(_ bool, h wire.Header) bool {
+		if h.Type == typ && n > 0 {
+			n--
+			return true
+		}
+		return false
+	}
+}
+
+func (l *line) losses() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}
+
+// stay leaves the client without a connection from the next loss on; back ends that.
+func (l *line) stay() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.down = true
+}
+
+func (l *line) back() {
+	l.mu.Lock()
+	l.down = false
+	l.mu.Unlock()
+	must(l.t, l.c.Attach(l.connect()))
+}
+
+// unanswered waits until n requests wait for an answer.
+func (l *line) unanswered(n int) {
+	l.t.Helper()
+	kerneltest.Eventually(l.t, "requests under way", func() bool { return l.c.Waiting() == n })
+}

@@ -1,0 +1,48 @@
+package remotefs
+
+import "github.com/lazymig/lazymig/wire"
+
+// op is one row of the table of operations.
+type op struct {
+	name    string
+	changes bool // refused before the grant
+	once    bool // may not be done again when its reply is lost; all that changes something, counts something or tells an error once
+	gone    bool // the node may have been forgotten: nobody waits for a release before the forget
+	fn      func(*Server, *request) error
+}
+
+var ops map[wire.Type]op
+
+func init() {
+	ops = map[wire.Type]op{
+		wire.MsgFileLookup:      {name: "lookup", once: true, fn: (*Server).opLookup},
+		wire.MsgFileForget:      {name: "forget", once: true, fn: (*Server).opForget},
+		wire.MsgFileGetAttr:     {name: "getattr", fn: (*Server).opGetAttr},
+		wire.MsgFileSetAttr:     {name: "setattr", changes: true, once: true, fn: (*Server).opSetAttr},
+		wire.MsgFileReadlink:    {name: "readlink", fn: (*Server).opReadlink},
+		wire.MsgFileSymlink:     {name: "symlink", changes: true, once: true, fn: (*Server).opSymlink},
+		wire.MsgFileMknod:       {name: "mknod", changes: true, once: true, fn: (*Server).opMknod},
+		wire.MsgFileMkdir:       {name: "mkdir", changes: true, once: true, fn: (*Server).opMkdir},
+		wire.MsgFileUnlink:      {name: "unlink", changes: true, once: true, fn: (*Server).opUnlink},
+		wire.MsgFileRmdir:       {name: "rmdir", changes: true, once: true, fn: (*Server).opRmdir},
+		wire.MsgFileRename:      {name: "rename", changes: true, once: true, fn: (*Server).opRename},
+		wire.MsgFileLink:        {name: "link", changes: true, once: true, fn: (*Server).opLink},
+		wire.MsgFileOpen:        {name: "open", once: true, fn: (*Server).opOpen},
+		wire.MsgFileRead:        {name: "read", fn: (*Server).opRead},
+		wire.MsgFileWrite:       {name: "write", changes: true, once: true, fn: (*Server).opWrite},
+		wire.MsgFileStatfs:      {name: "statfs", fn: (*Server).opStatfs},
+		wire.MsgFileRelease:     {name: "release", once: true, gone: true, fn: (*Server).opRelease},
+		wire.MsgFileFsync:       {name: "fsync", once: true, fn: (*Server).opFsync},
+		wire.MsgFileSetXattr:    {name: "setxattr", changes: true, once: true, fn: (*Server).opSetXattr},
+		wire.MsgFileGetXattr:    {name: "getxattr", fn: (*Server).opGetXattr},
+		wire.MsgFileListXattr:   {name: "listxattr", fn: (*Server).opListXattr},
+		wire.MsgFileRemoveXattr: {name: "removexattr", changes: true, once: true, fn: (*Server).opRemoveXattr},
+		wire.MsgFileOpenDir:     {name: "opendir", once: true, fn: (*Server).opOpenDir},
+		wire.MsgFileReadDir:     {name: "readdir", once: true, fn: (*Server).opReadDir},
+		wire.MsgFileCreate:      {name: "create", changes: true, once: true, fn: (*Server).opCreate},
+		wire.MsgFileTmpfile:     {name: "tmpfile", changes: true, once: true, fn: (*Server).opTmpfile},
+		wire.MsgFileFallocate:   {name: "fallocate", changes: true, once: true, fn: (*Server).opFallocate},
+		wire.MsgFileLseek:       {name: "lseek", fn: (*Server).opLseek},
+		wire.MsgFileCopyRange:   {name: "copy_file_range", changes: true, once: true, fn: (*Server).opCopyRange},
+	}
+}

@@ -1,0 +1,523 @@
+package remotefs
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// each is one operation on a fresh directory with a file "f" (node, open as h), a directory "d" (open as dh) and a link "l".
+type each struct {
+	dir   string
+	c     *Client
+	f, d  wire.FileEntry
+	h, dh uint64
+	link  uint64
+}
+
+var operations = map[string]func(e *each) (any, error){
+	"lookup":  func(e *each) (any, error) { x, err := e.c.Lookup(ctx, root, 1, "f"); return x.Node == e.f.Node, err },
+	"getattr": func(e *each) (any, error) { a, err := e.c.GetAttr(ctx, e.f.Node); return a.Size, err },
+	"setattr": func(e *each) (any, error) {
+		a, err := e.c.SetAttr(ctx, root, e.f.Node, wire.FileSetAttr{Valid: wire.FileSetSize, Size: 2})
+		return a.Size, err
+	},
+	"readlink": func(e *each) (any, error) { b, err := e.c.Readlink(ctx, e.link); return string(b), err },
+	"symlink":  func(e *each) (any, error) { x, err := e.c.Symlink(ctx, root, 1, "new", "x"); return x.Attr.Mode, err },
+	"mknod": func(e *each) (any, error) {
+		x, err := e.c.Mknod(ctx, root, 1, "new", unix.S_IFREG|0o600, 0, 0)
+		return x.Attr.Mode, err
+	},
+	"mkdir": func(e *each) (any, error) {
+		x, err := e.c.Mkdir(ctx, root, 1, "new", 0o700, 0)
+		return x.Attr.Mode, err
+	},
+	"unlink": func(e *each) (any, error) { return nil, e.c.Unlink(ctx, root, 1, "f") },
+	"rmdir":  func(e *each) (any, error) { return nil, e.c.Rmdir(ctx, root, 1, "d") },
+	"rename": func(e *each) (any, error) { return nil, e.c.Rename(ctx, root, 1, "f", 1, "new", unix.RENAME_NOREPLACE) },
+	"link": func(e *each) (any, error) {
+		x, err := e.c.Link(ctx, root, e.f.Node, 1, "new")
+		return x.Attr.Nlink, err
+	},
+	"open": func(e *each) (any, error) { h, err := e.c.Open(ctx, root, e.f.Node, 0); return h != 0, err },
+	"read": func(e *each) (any, error) {
+		b := make([]byte, 10)
+		n, err := e.c.Read(ctx, e.f.Node, e.h, 1, b)
+		return string(b[:n]), err
+	},
+	"write": func(e *each) (any, error) {
+		n, err := e.c.Write(ctx, root, e.f.Node, e.h, 0, wire.FileWriteAppend, []byte("more"))
+		return n, err
+	},
+	"statfs": func(e *each) (any, error) { s, err := e.c.Statfs(ctx, 1); return s.Bsize, err },
+	"fsync":  func(e *each) (any, error) { return nil, e.c.Fsync(ctx, e.f.Node, e.h, true) },
+	"setxattr": func(e *each) (any, error) {
+		return nil, e.c.SetXattr(ctx, root, e.f.Node, "trusted.new", []byte("v"), unix.XATTR_CREATE, false)
+	},
+	"getxattr": func(e *each) (any, error) {
+		_, v, err := e.c.GetXattr(ctx, e.f.Node, "trusted.x", 100)
+		return string(v), err
+	},
+	"listxattr":   func(e *each) (any, error) { _, v, err := e.c.ListXattr(ctx, e.f.Node, 1000); return string(v), err },
+	"removexattr": func(e *each) (any, error) { return nil, e.c.RemoveXattr(ctx, root, e.f.Node, "trusted.x") },
+	"opendir":     func(e *each) (any, error) { h, err := e.c.OpenDir(ctx, 1); return h != 0, err },
+	"readdir": func(e *each) (any, error) {
+		l, eof, err := e.c.ReadDir(ctx, e.d.Node, e.dh, 0, 1000, true)
+		return fmt.Sprint(len(l), eof), err
+	},
+	"create": func(e *each) (any, error) {
+		_, x, err := e.c.Create(ctx, root, 1, "new", unix.O_RDWR|unix.O_EXCL, 0o600, 0)
+		return x.Attr.Mode, err
+	},
+	"tmpfile": func(e *each) (any, error) {
+		_, x, err := e.c.Tmpfile(ctx, root, 1, unix.O_RDWR, 0o600, 0)
+		return x.Attr.Mode, err
+	},
+	"fallocate": func(e *each) (any, error) {
+		return nil, e.c.Fallocate(ctx, root, e.f.Node, e.h, unix.FALLOC_FL_KEEP_SIZE, 0, 9000)
+	},
+	"lseek": func(e *each) (any, error) { return e.c.Lseek(ctx, e.f.Node, e.h, 0, unix.SEEK_HOLE) },
+	"copy_file_range": func(e *each) (any, error) {
+		return e.c.CopyRange(ctx, root, e.f.Node, e.h, 0, e.f.Node, e.h, 10, 2)
+	},
+	"forget":  func(e *each) (any, error) { e.c.Forget([]wire.FileForget{{Node: e.d.Node, Count: 1}}); return nil, nil },
+	"release": func(e *each) (any, error) { e.c.Release(e.f.Node, e.h); return nil, nil },
+}
+
+// outcome is all that is seen of an operation: its result, the directory, and what the server holds.
+func outcome(t *testing.T, name string, cut func(*line, wire.Type)) string {
+	dir := t.TempDir()
+	l := newLine(t, dir)
+	e := &each{dir: dir, c: l.c}
+	must(t, os.WriteFile(filepath.Join(dir, "f"), []byte("contents"), 0o644))
+	must(t, unix.Setxattr(filepath.Join(dir, "f"), "trusted.x", []byte("value"), 0))
+	must(t, os.Symlink("target", filepath.Join(dir, "l")))
+	must(t, os.Mkdir(filepath.Join(dir, "d"), 0o755))
+	if name == "readdir" {
+		must(t, os.WriteFile(filepath.Join(dir, "d/x"), nil, 0o644))
+	}
+	var err error
+	e.f, err = l.c.Lookup(ctx, root, 1, "f")
+	must(t, err)
+	e.d, err = l.c.Lookup(ctx, root, 1, "d")
+	must(t, err)
+	_, err = l.c.Lookup(ctx, root, 1, "d") // a second time: forget takes one of two
+	must(t, err)
+	ln, err := l.c.Lookup(ctx, root, 1, "l")
+	must(t, err)
+	e.link = ln.Node
+	e.h, err = l.c.Open(ctx, root, e.f.Node, unix.O_RDWR)
+	must(t, err)
+	e.dh, err = l.c.OpenDir(ctx, e.d.Node)
+	must(t, err)
+	var typ wire.Type
+	for n, o := range ops {
+		if o.name == name {
+			typ = n
+		}
+	}
+	if cut != nil {
+		cut(l, typ)
+	}
+	var b strings.Builder
+	within(t, name, func() {
+		v, err := operations[name](e)
+		fmt.Fprintln(&b, v, unix.ErrnoName(wire.ErrnoOf(err)))
+		l.unanswered(0)
+	})
+	if n := l.losses(); (n == 0) != (cut == nil) {
+		t.Errorf("%d connections were lost", n)
+	}
+	must(t, filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
+		var st unix.Stat_t
+		if err == nil {
+			err = unix.Lstat(p, &st)
+		}
+		c, _ := os.ReadFile(p) // a directory has none
+		x := make([]byte, 1000)
+		n, _ := unix.Llistxattr(p, x) // a link has none
+		fmt.Fprintf(&b, "%s %o %d %d %q %q\n", strings.TrimPrefix(p, dir), st.Mode, st.Nlink, st.Blocks, c, x[:max(n, 0)])
+		return err
+	}))
+	l.s.tab.mu.Lock()
+	defer l.s.tab.mu.Unlock()
+	lookups := map[string]uint64{}
+	for _, n := range l.s.tab.nodes {
+		lookups[fmt.Sprintf("%o", n.mode)] += n.lookups
+	}
+	for _, k := range slices.Sorted(maps.Keys(lookups)) {
+		fmt.Fprintln(&b, "lookups", k, lookups[k])
+	}
+	fmt.Fprintln(&b, "handles", len(l.s.tab.handles))
+	return b.String()
+}
+
+// TestReplyLost loses the request or the reply of each operation, once and three times: nobody can tell afterwards.
+func TestReplyLost(t *testing.T) {
+	if len(operations) != len(ops) {
+		t.Fatalf("%d operations are tested, there are %d", len(operations), len(ops))
+	}
+	for name := range operations {
+		t.Run(name, func(t *testing.T) {
+			want := outcome(t, name, nil)
+			for n := range 4 {
+				for what, d := range map[string]wire.Type{"request": 0, "reply": 1} {
+					if n == 0 {
+						continue
+					}
+					if got := outcome(t, name, func(l *line, typ wire.Type) { l.cutAt(typ+d, n) }); got != want {
+						t.Errorf("%s lost %d times:\n%s\nwant\n%s", what, n, got, want)
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestErrorLost: a failure is told as it was the first time.
+func TestErrorLost(t *testing.T) {
+	dir := t.TempDir()
+	l := newLine(t, dir)
+	must(t, os.Mkdir(filepath.Join(dir, "d"), 0o755))
+	for range 3 {
+		l.cutAt(wire.MsgError, 2)
+		_, err := l.c.Mkdir(ctx, root, 1, "d", 0o755, 0)
+		wantErr(t, "mkdir", err, unix.EEXIST)
+		l.cutAt(wire.MsgError, 1)
+		wantErr(t, "unlink", l.c.Unlink(ctx, root, 1, "none"), unix.ENOENT)
+	}
+	l.cutAt(wire.MsgError, 1)
+	lost := l.losses()
+	got := make(chan error, 1)
+	go func() { got <- l.c.Unlink(ctx, root, 1, "late") }()
+	kerneltest.Eventually(t, "the connection to be lost", func() bool { return l.losses() > lost })
+	must(t, os.WriteFile(filepath.Join(dir, "late"), nil, 0o644)) // possibly before the repeat
+	within(t, "unlink", func() { wantErr(t, "unlink", <-got, unix.ENOENT) })
+	if _, err := os.Stat(filepath.Join(dir, "late")); err != nil {
+		t.Errorf("a repeat was done: %v", err)
+	}
+}
+
+// TestRepeatWaits: the repeat of a request that is still at work waits for its answer.
+func TestRepeatWaits(t *testing.T) {
+	dir := t.TempDir()
+	l := newLine(t, dir)
+	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o644))
+	h, err := l.c.OpenDir(ctx, 1)
+	must(t, err)
+	hold, err := l.s.tab.handle(h)
+	must(t, err)
+	hold.dir.mu.Lock()
+	seen := 0
+	l.mu.Lock()
+	l.hook = func(toServer bool, h wire.Header) bool {
+		if h.Type == wire.MsgFileReadDir {
+			seen++
+		}
+		return h.Type == wire.MsgFileStatfs+1 && seen == 1
+	}
+	l.mu.Unlock()
+	before := l.s.Stats().Operations
+	type result struct {
+		n   int
+		err error
+	}
+	got := make(chan result, 1)
+	go func() {
+		list, _, err := l.c.ReadDir(ctx, 1, h, 0, 1000, true)
+		got <- result{len(list), err}
+	}()
+	kerneltest.Eventually(t, "the request to be at work", func() bool { return l.s.Stats().Operations == before+1 })
+	if _, err := l.c.Statfs(ctx, 1); err != nil { // its reply cuts the connection; its repeat is answered while the other waits
+		t.Fatal(err)
+	}
+	kerneltest.Eventually(t, "the repeat", func() bool { l.mu.Lock(); defer l.mu.Unlock(); return seen == 2 })
+	select {
+	case r := <-got:
+		t.Fatalf("answer %+v while it is at work", r)
+	default:
+	}
+	hold.dir.mu.Unlock()
+	within(t, "the answer", func() {
+		if r := <-got; r.err != nil || r.n != 3 {
+			t.Errorf("%+v", r)
+		}
+	})
+	l.s.tab.putHandle(hold)
+	if n := l.s.Stats().Operations - before; n != 3 { // readdir once, statfs twice
+		t.Errorf("%d operations were done", n)
+	}
+	f, err := l.c.Lookup(ctx, root, 1, "f")
+	must(t, err)
+	l.c.Forget([]wire.FileForget{{Node: f.Node, Count: 2}}) // of readdir and of lookup
+	l.unanswered(0)
+	if n := l.s.Stats().Nodes; n != 1 {
+		t.Errorf("%d nodes: an entry was counted twice", n)
+	}
+}
+
+// TestReplaced: nothing is begun on a connection that has been replaced, however late it is read.
+func TestReplaced(t *testing.T) {
+	l := newLine(t, t.TempDir())
+	must(t, l.c.Attach(l.connect())) // the connection before is alive and well
+	_, err := l.c.GetAttr(ctx, 1)
+	must(t, err)
+	old := &serverLink{c: wire.NewConn(nil), gone: make(chan struct{})}
+	if j, err := l.s.take(old, wire.Header{Type: wire.MsgFileMkdir, ID: 1}, acked(1, root).B); err == nil {
+		t.Errorf("took %+v", j)
+	}
+	if n := l.losses(); n != 0 {
+		t.Errorf("a connection that was replaced counts as lost, %d times", n)
+	}
+}
+
+// TestSecondClient: one server, one client.
+func TestSecondClient(t *testing.T) {
+	l := newLine(t, t.TempDir())
+	_, err := l.c.GetAttr(ctx, 1)
+	must(t, err)
+	c := NewClient(l.connect(), ClientOptions{Lost: func(err error) { t.Errorf("lost: %v", err) }})
+	within(t, "a refusal", func() {
+		_, err := c.GetAttr(ctx, 1)
+		if !errors.Is(err, ErrLost) || !errors.Is(err, unix.EBUSY) {
+			t.Errorf("second client: %v", err)
+		}
+		<-c.Done()
+	})
+	_ = c.Close()
+	a, b := net.Pipe()
+	defer b.Close()
+	if err := c.Attach(wire.NewConn(a)); !errors.Is(err, ErrLost) {
+		t.Errorf("attach after the end: %v", err)
+	}
+	if _, err := l.c.GetAttr(ctx, 1); err != nil {
+		t.Errorf("first client: %v", err)
+	}
+}
+
+// TestAway: without a connection calls wait, for a new one or for the end.
+func TestAway(t *testing.T) {
+	dir := t.TempDir()
+	l := newLine(t, dir)
+	e, err := l.c.Lookup(ctx, root, 1, ".x")
+	if !errors.Is(err, unix.ENOENT) {
+		t.Fatalf("%+v, %v", e, err)
+	}
+	l.stay()
+	l.cutAt(wire.MsgFileMkdir+1, 1)
+	const callers = 2 * maxUnanswered
+	got := make(chan error, callers)
+	for i := range callers {
+		go func() {
+			_, err := l.c.Mkdir(ctx, root, 1, fmt.Sprint(i), 0o755, 0)
+			got <- err
+		}()
+	}
+	kerneltest.Eventually(t, "loss", func() bool { return l.losses() == 1 })
+	l.unanswered(maxUnanswered)
+	l.back()
+	within(t, "the answers", func() {
+		for range callers {
+			if err := <-got; err != nil {
+				t.Errorf("mkdir: %v", err)
+			}
+		}
+	})
+	if list, err := os.ReadDir(dir); err != nil || len(list) != callers {
+		t.Errorf("%d directories, %v", len(list), err)
+	}
+	l.stay()
+	l.cutAt(wire.MsgFileGetAttr, 1)
+	for range callers {
+		go func() {
+			_, err := l.c.GetAttr(ctx, 1)
+			got <- err
+		}()
+	}
+	go l.c.Release(1, 4711)
+	kerneltest.Eventually(t, "loss", func() bool { return l.losses() == 2 })
+	within(t, "the end", func() {
+		_ = l.c.Close()
+		for range callers {
+			if err := <-got; !errors.Is(err, ErrLost) {
+				t.Errorf("call of a closed client: %v", err)
+			}
+		}
+	})
+	if err := l.c.Attach(l.connect()); !errors.Is(err, ErrLost) {
+		t.Errorf("attach after the end: %v", err)
+	}
+}
+
+// TestStuck: senders that are blocked in a dead connection hold up neither the next connection nor the end.
+func TestStuck(t *testing.T) {
+	l := newLine(t, t.TempDir())
+	_, err := l.c.GetAttr(ctx, 1)
+	must(t, err)
+	a, b := net.Pipe() // nobody reads
+	defer b.Close()
+	within(t, "attach", func() { must(t, l.c.Attach(wire.NewConn(a))) })
+	got := make(chan error, 10)
+	for range cap(got) {
+		go func() {
+			_, err := l.c.GetAttr(ctx, 1)
+			got <- err
+		}()
+	}
+	l.unanswered(cap(got))
+	within(t, "attach", func() { must(t, l.c.Attach(l.connect())) })
+	within(t, "answers", func() {
+		for range cap(got) {
+			if err := <-got; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	a, b2 := net.Pipe()
+	defer b2.Close()
+	within(t, "attach", func() { must(t, l.c.Attach(wire.NewConn(a))) })
+	go func() {
+		_, err := l.c.GetAttr(ctx, 1)
+		got <- err
+	}()
+	l.unanswered(1)
+	within(t, "the end", func() {
+		_ = l.c.Close()
+		if err := <-got; !errors.Is(err, ErrLost) {
+			t.Errorf("call of a closed client: %v", err)
+		}
+	})
+}
+
+// TestForgotten: the server remembers no more answers than it must, and a client that acknowledges nothing loses its connection.
+func TestForgotten(t *testing.T) {
+	dir := t.TempDir()
+	l := newLine(t, dir)
+	for i := range 3000 {
+		if _, err := l.c.Lookup(ctx, root, 1, "none"); !errors.Is(err, unix.ENOENT) {
+			t.Fatalf("lookup %d: %v", i, err)
+		}
+	}
+	l.s.sess.mu.Lock()
+	n := len(l.s.sess.kept)
+	l.s.sess.mu.Unlock()
+	if n > 1 {
+		t.Errorf("%d answers are kept for one that may be lost", n)
+	}
+	_, nc := serve(t, dir)
+	c := wire.NewConn(nc)
+	introduce(t, c)
+	e := acked(1, root)
+	e.String("none")
+	for id := uint64(1); ; id++ {
+		if id > 2*wire.MaxFileAcks {
+			t.Fatal("it goes on for ever")
+		}
+		if err := c.Send(wire.MsgFileLookup, 0, id, e.B); err != nil {
+			if id != wire.MaxFileAcks+2 {
+				t.Errorf("request %d: %v", id, err)
+			}
+			break
+		}
+		if _, _, err := c.Recv(); err != nil {
+			if id != wire.MaxFileAcks+1 {
+				t.Errorf("request %d: %v", id, err)
+			}
+			break
+		}
+	}
+}
+
+// TestRandomCuts: several programs' worth of changes while connections are cut at any frame.
+func TestRandomCuts(t *testing.T) {
+	dir := t.TempDir()
+	l := newLine(t, dir)
+	r := rand.New(rand.NewPCG(1, 2))
+	l.mu.Lock()
+	l.hook = func(bool, wire.Header) bool { return r.IntN(20) == 0 }
+	l.mu.Unlock()
+	const workers, rounds = 8, 120
+	var wg sync.WaitGroup
+	for g := range workers {
+		wg.Go(func() {
+			if err := work(l.c, g, rounds); err != nil {
+				t.Errorf("worker %d: %v", g, err)
+			}
+		})
+	}
+	within(t, "the work", wg.Wait)
+	l.mu.Lock()
+	l.hook = nil
+	lost := l.lost
+	l.mu.Unlock()
+	l.unanswered(0)
+	_, err := l.c.GetAttr(ctx, 1) // acknowledges the rest
+	must(t, err)
+	for g := range workers {
+		var want strings.Builder
+		for i := range rounds {
+			fmt.Fprintln(&want, g, i)
+		}
+		if b, err := os.ReadFile(filepath.Join(dir, fmt.Sprint("f", g))); err != nil || string(b) != want.String() {
+			t.Errorf("worker %d wrote %.200q, %v", g, b, err)
+		}
+	}
+	if s := l.s.Stats(); s.Nodes != 1 || s.Handles != 0 {
+		t.Errorf("%d nodes and %d handles are left", s.Nodes, s.Handles)
+	}
+	if n := len(l.s.sess.kept); n != 0 {
+		t.Errorf("%d answers are kept", n)
+	}
+	if lost < 50 {
+		t.Errorf("only %d connections were lost", lost)
+	}
+}
+
+// work makes a file of lines, with names that come and go beside it. Each error of an operation that must work is one that was done twice.
+func work(c *Client, g, rounds int) error {
+	name := fmt.Sprint("f", g)
+	h, f, err := c.Create(ctx, root, 1, name, unix.O_WRONLY|unix.O_EXCL, 0o600, 0)
+	if err != nil {
+		return err
+	}
+	for i := range rounds {
+		line := fmt.Appendln(nil, g, i)
+		if n, err := c.Write(ctx, root, f.Node, h, 0, wire.FileWriteAppend, line); err != nil || n != len(line) {
+			return fmt.Errorf("write %d: %d, %w", i, n, err)
+		}
+		tmp := fmt.Sprint("t", g)
+		d, err := c.Mkdir(ctx, root, 1, tmp, 0o700, 0)
+		if err != nil {
+			return fmt.Errorf("mkdir %d: %w", i, err)
+		}
+		if err := c.Rename(ctx, root, 1, name, d.Node, "in", unix.RENAME_NOREPLACE); err != nil {
+			return fmt.Errorf("rename %d: %w", i, err)
+		}
+		if _, err := c.Link(ctx, root, f.Node, 1, name); err != nil {
+			return fmt.Errorf("link %d: %w", i, err)
+		}
+		if err := c.Unlink(ctx, root, d.Node, "in"); err != nil {
+			return fmt.Errorf("unlink %d: %w", i, err)
+		}
+		if err := c.Rmdir(ctx, root, 1, tmp); err != nil {
+			return fmt.Errorf("rmdir %d: %w", i, err)
+		}
+		c.Forget([]wire.FileForget{{Node: f.Node, Count: 1}, {Node: d.Node, Count: 1}}) // link's
+	}
+	c.Release(f.Node, h)
+	c.Forget([]wire.FileForget{{Node: f.Node, Count: 1}})
+	return nil
+}

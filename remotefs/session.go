@@ -1,0 +1,166 @@
+package remotefs
+
+import (
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+// maxUnanswered is how many requests a Client has under way. The server remembers at most wire.MaxFileAcks answers, which is enough: of
+// the answers whose acknowledgement is lost with a connection, each belongs to a request that was under way with the others.
+const maxUnanswered = 256
+
+// session is what the server knows of its one client beyond a connection: the answers to requests that may be done only once.
+type session struct {
+	mu    sync.Mutex
+	id    [wire.FileSessionSize]byte
+	known bool
+	cur   *serverLink // the newest connection: only its requests are begun
+	kept  map[uint64]*keptAnswer
+}
+
+// serverLink is one connection.
+type serverLink struct {
+	c    *wire.Conn
+	once sync.Once
+	gone chan struct{} // closed by end
+}
+
+// end ends the connection; what it has begun is finished.
+func (l *serverLink) end() {
+	l.once.Do(func() {
+		close(l.gone)
+		hangUp(l.c)
+	})
+}
+
+func (l *serverLink) isGone() bool {
+	select {
+	case <-l.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// answer is a reply, or what ends the connection instead.
+type answer struct {
+	typ        wire.Type
+	head, rest []byte
+	err        error
+}
+
+func (a *answer) send(c *wire.Conn, id uint64) error {
+	if a.err != nil {
+		return a.err
+	}
+	return c.Send(a.typ, 0, id, a.head, a.rest)
+}
+
+// keptAnswer is there from the beginning of a request until the client says that it has the answer.
+type keptAnswer struct {
+	answer
+	done chan struct{} // the answer is there
+}
+
+func (k *keptAnswer) settle(a answer) {
+	k.answer = a
+	close(k.done)
+}
+
+// job is one request that has been read.
+type job struct {
+	link  *serverLink
+	h     wire.Header
+	d     *wire.Decoder
+	op    op
+	kept  *keptAnswer // of an operation that is done once
+	again bool        // somebody else settles kept
+}
+
+// attach reads who the peer is and makes its connection the current one.
+func (s *Server) attach(l *serverLink) error {
+	h, err := l.c.ReadHeader()
+	if err != nil {
+		return fmt.Errorf("read introduction: %w", err)
+	}
+	if h.Type != wire.MsgFileAttach || h.Length != wire.FileSessionSize {
+		return fmt.Errorf("message %d of %d bytes instead of an introduction: %w", h.Type, h.Length, errProtocol)
+	}
+	var id [wire.FileSessionSize]byte
+	if err := l.c.ReadFull(id[:]); err != nil {
+		return fmt.Errorf("read introduction: %w", err)
+	}
+	n := &s.sess
+	n.mu.Lock()
+	if n.known && n.id != id {
+		n.mu.Unlock()
+		err := fmt.Errorf("these files have another client: %w", unix.EBUSY)
+		_ = l.c.Send(wire.MsgError, 0, h.ID, wire.MarshalError(err)) // the connection ends either way
+		return err
+	}
+	if !n.known {
+		n.known, n.id, n.kept = true, id, map[uint64]*keptAnswer{}
+	}
+	old := n.cur
+	n.cur = l
+	n.mu.Unlock()
+	if old != nil {
+		old.end()
+	}
+	if err := l.c.Send(wire.MsgFileAttach+1, 0, h.ID); err != nil {
+		return fmt.Errorf("answer introduction: %w", err)
+	}
+	return nil
+}
+
+// take accepts a request, in the order in which they come: what it acknowledges is forgotten, and if it may be done only once it is
+// written down before it begins. A request of a connection that has been replaced is not begun: it comes again, or has done so, and
+// its answer may be forgotten already.
+func (s *Server) take(l *serverLink, h wire.Header, p []byte) (*job, error) {
+	j := &job{link: l, h: h, d: wire.NewDecoder(p)}
+	if h.Type == wire.MsgPing {
+		return j, nil
+	}
+	n := &s.sess
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.cur != l {
+		return nil, fmt.Errorf("connection has been replaced")
+	}
+	acks := int(j.d.U16())
+	if acks > wire.MaxFileAcks {
+		return nil, fmt.Errorf("%d acknowledgements: %w", acks, errProtocol)
+	}
+	for range acks {
+		id := j.d.U64()
+		if k := n.kept[id]; k != nil {
+			select {
+			case <-k.done:
+				delete(n.kept, id)
+			default:
+				return nil, fmt.Errorf("request %d is acknowledged before it is answered: %w", id, errProtocol)
+			}
+		}
+	}
+	if err := j.d.Err(); err != nil {
+		return nil, fmt.Errorf("%w: %w", errProtocol, err)
+	}
+	j.op = ops[h.Type]
+	if !j.op.once {
+		return j, nil
+	}
+	if j.kept = n.kept[h.ID]; j.kept != nil {
+		j.again = true
+		return j, nil
+	}
+	if len(n.kept) >= wire.MaxFileAcks {
+		return nil, fmt.Errorf("%d answers are not acknowledged: %w", len(n.kept), errProtocol)
+	}
+	j.kept = &keptAnswer{done: make(chan struct{})}
+	n.kept[h.ID] = j.kept
+	return j, nil
+}
