@@ -1,0 +1,260 @@
+package migrate
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/lazymig/lazymig/keys"
+	"github.com/lazymig/lazymig/preflight"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// AgentOptions are those of `lazymig agent`. All but Log must be set.
+type AgentOptions struct {
+	Listen   string // ADDR:PORT
+	StateDir string
+	TLSDir   string
+	Allow    []string // names of certificates that may connect; none = all of this CA
+	Exe      string   // this program, for guardian, handler and FUSE daemon
+	CRIUPath string   // as criu.Find says
+	CRIUPref string
+	Log      *slog.Logger
+}
+
+const (
+	maxPending   = 256 // connections that have not said yet what they want
+	preambleTime = 10 * time.Second
+)
+
+// Agent is the target's side: it accepts connections and runs one Target a migration.
+type Agent struct {
+	opt  AgentOptions
+	keys *keys.Keys
+	ln   net.Listener
+
+	mu      sync.Mutex
+	targets map[wire.ID]*Target
+	closing bool
+
+	wg sync.WaitGroup
+}
+
+// NewAgent listens.
+func NewAgent(opt AgentOptions) (*Agent, error) {
+	k, err := keys.Load(opt.TLSDir)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(opt.StateDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make state directory: %w", err)
+	}
+	ln, err := net.Listen("tcp", opt.Listen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for migrations: %w", err)
+	}
+	return &Agent{opt: opt, keys: k, ln: ln, targets: map[wire.ID]*Target{}}, nil
+}
+
+// Addr is where it listens.
+func (a *Agent) Addr() net.Addr { return a.ln.Addr() }
+
+// Serve accepts connections until ctx ends. Trees that have not been granted are given back to their source then; trees that run
+// here are killed with the agent's helpers only if they have ended: else they are left as they are, waiting.
+func (a *Agent) Serve(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { a.ln.Close() })
+	defer stop()
+	a.wg.Go(func() { a.sweep(ctx) })
+	pending := make(chan struct{}, maxPending)
+	var err error
+	for {
+		var nc net.Conn
+		nc, err = a.ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				err = nil
+				break
+			}
+			if errors.Is(err, net.ErrClosed) {
+				break
+			}
+			a.opt.Log.Error("accept connection", "err", err) // out of descriptors, mostly: go on when there are some
+			select {
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		pending <- struct{}{}
+		a.wg.Go(func() {
+			defer func() { <-pending }()
+			a.route(ctx, nc.(*net.TCPConn))
+		})
+	}
+	a.mu.Lock()
+	a.closing = true
+	all := make([]*Target, 0, len(a.targets))
+	for _, t := range a.targets {
+		all = append(all, t)
+	}
+	a.mu.Unlock()
+	for _, t := range all {
+		t.agentEnds()
+	}
+	a.wg.Wait()
+	return err
+}
+
+// route reads the preamble and hands the connection to whoever serves its lane.
+func (a *Agent) route(ctx context.Context, nc *net.TCPConn) {
+	log := a.opt.Log.With("peer", nc.RemoteAddr().String())
+	_ = nc.SetDeadline(time.Now().Add(preambleTime))
+	p, err := wire.ReadPreamble(nc)
+	if err != nil {
+		log.Warn("connection refused", "err", err)
+		nc.Close()
+		return
+	}
+	_ = nc.SetDeadline(time.Time{})
+	if err := wire.NoticeSilence(nc); err != nil {
+		log.Warn("connection", "err", err)
+	}
+	if p.Lane == wire.LaneControl {
+		a.control(ctx, nc, p.ID, log)
+		return
+	}
+	defer nc.Close()
+	t := a.target(p.ID)
+	if t == nil {
+		log.Warn("lane of an unknown migration", "lane", p.Lane, "id", p.ID)
+		return
+	}
+	f, err := nc.File()
+	if err != nil {
+		log.Error("pass connection on", "err", err)
+		return
+	}
+	if err := t.giveLane(p.Lane, f); err != nil {
+		log.Error("pass connection on", "lane", p.Lane, "err", err)
+	}
+}
+
+func (a *Agent) target(id wire.ID) *Target {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.targets[id]
+}
+
+func (a *Agent) drop(t *Target) {
+	a.mu.Lock()
+	delete(a.targets, t.id)
+	a.mu.Unlock()
+}
+
+// control serves one control connection: a question about this host, a new migration, or one that goes on.
+func (a *Agent) control(ctx context.Context, nc net.Conn, id wire.ID, log *slog.Logger) {
+	c, tc, err := accept(nc, a.keys.Server(a.opt.Allow...), wire.Hello{Lane: wire.LaneControl, ID: id})
+	if err != nil {
+		log.Warn("control connection refused", "err", err)
+		nc.Close()
+		return
+	}
+	defer c.Close()
+	peer := keys.Names(tc.ConnectionState().PeerCertificates[0])
+	log = log.With("names", peer)
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	for {
+		h, p, err := c.Recv()
+		if err != nil {
+			return
+		}
+		switch h.Type {
+		case wire.MsgPing:
+			err = c.Send(wire.MsgPong, 0, h.ID)
+		case wire.MsgClock:
+			err = answerClock(c, h, p)
+		case wire.MsgCheck:
+			err = c.Send(wire.MsgCheckAns, 0, h.ID, encode(a.facts(ctx)))
+		case wire.MsgPrepare:
+			a.begin(ctx, c, id, peer, p, log)
+			return
+		case wire.MsgState:
+			a.goOn(c, id, p)
+			return
+		case wire.MsgAbort: // before anything was begun
+			return
+		default:
+			err = fmt.Errorf("message %d before a migration has begun", h.Type)
+			_ = c.Send(wire.MsgError, 0, h.ID, wire.MarshalError(err)) // it ends either way
+		}
+		if err != nil {
+			log.Warn("control connection", "err", err)
+			return
+		}
+	}
+}
+
+func (a *Agent) facts(ctx context.Context) preflight.Facts {
+	return preflight.LocalFacts(ctx, preflight.HostOptions{CRIUPath: a.opt.CRIUPath, StateDir: a.opt.StateDir})
+}
+
+func answerClock(c *wire.Conn, h wire.Header, p []byte) error {
+	var m clockMsg
+	if err := decode(p, &m); err != nil {
+		return err
+	}
+	m.Here = time.Now().UnixNano()
+	return c.Send(wire.MsgClock, 0, h.ID, encode(m))
+}
+
+// begin makes a Target and drives it until the tree has ended or the migration has been given up.
+func (a *Agent) begin(ctx context.Context, c *wire.Conn, id wire.ID, peer []string, p []byte, log *slog.Logger) {
+	var m prepareMsg
+	refuse := func(err error) {
+		log.Error("migration refused", "id", id, "err", err)
+		_ = c.Send(wire.MsgError, 0, 0, wire.MarshalError(err)) // the source sees the connection end if this is lost
+	}
+	if err := decode(p, &m); err != nil {
+		refuse(err)
+		return
+	}
+	a.mu.Lock()
+	if a.closing || a.targets[id] != nil {
+		a.mu.Unlock()
+		refuse(fmt.Errorf("migration %v: the agent is ending, or has it already", id))
+		return
+	}
+	t := newTarget(a, id, m, log.With("id", id))
+	a.targets[id] = t
+	a.mu.Unlock()
+	defer a.drop(t)
+	log.Info("migration begins", "audit", true, "id", id, "tree", m.Comm, "from", m.Host, "names", peer, "threads", len(m.PIDs), "bytes", m.Memory)
+	end := t.run(ctx, c)
+	log.Info("migration ends", "audit", true, "id", id, "state", t.State(), "err", end)
+}
+
+// goOn gives a new control connection to a migration that lost its old one. Unknown: says so; the source decides nothing by it.
+func (a *Agent) goOn(c *wire.Conn, id wire.ID, p []byte) {
+	t := a.target(id)
+	var m stateMsg
+	if err := json.Unmarshal(p, &m); err != nil || t == nil {
+		s := stateMsg{Note: "this agent has no such migration"}
+		if known, err := List(a.opt.StateDir); err == nil {
+			for _, k := range known {
+				if k.ID == id && k.Last().Side == SideTarget {
+					s.State = sweepOne(k, a.opt.Log)
+				}
+			}
+		}
+		_ = c.Send(wire.MsgState, 0, 0, encode(s)) // a lost answer is asked for again
+		return
+	}
+	t.reconnect(c, m)
+}

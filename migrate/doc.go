@@ -1,0 +1,45 @@
+// Package migrate is one migration as a state machine on each side, and the commit protocol between them.
+//
+// # Both tables
+//
+//	state      source                                      target
+//	prepare    preflight, record, dial, dump.Prepare       record, FUSE daemon, capsule with its root
+//	frozen     dump.Freeze, images sent                    images arrive in memory
+//	restored   waits                                       CRIU holds the tree; "asked" is on disk; asks: MsgHeld
+//	granted    the grant is on disk, MsgGrant              the grant is on disk, lets go: MsgResumed
+//	drain      serves pages and files                      faults first, then the rest
+//	drained    kills the frozen tree, keeps descriptors    all memory is here: MsgDrained
+//	ended      nothing is served any more                  the tree has ended; nothing is left
+//	aborted    the tree runs as before                     nothing is left
+//
+// # The commit
+//
+//	source                                   target
+//	  │ ◄─────────────── MsgHeld ─────────────  asked (fsync): from now on only a grant or a refusal ends the wait
+//	granted (fsync): never thaws by itself
+//	  │ ─────────────── MsgGrant ────────────►
+//	                                          granted (fsync), lets go
+//	  │ ◄────────────── MsgResumed ───────────
+//
+// Before the source's "granted" is on disk every failure thaws the source and kills what the target holds; after it
+// the source never thaws. A lost MsgGrant is resolved by asking: the target, with "asked" on disk, keeps the tree held; the source
+// dials again and says what its record says: grant (again; it is idempotent) or abort. A target that does not know the ID, or holds nothing,
+// answers so, and the source keeps what it has: it never runs the tree by itself.
+//
+// # Standard streams
+//
+// A pipe, FIFO or socket that the tree shares with others as standard input, output or error gets another end on the target (stdiotarget.go),
+// and the source keeps copies of the tree's own descriptors (stdio.go); a relay on each side (stdiorelay.go) carries the bytes. Nothing is read
+// there before the grant, so what the pipes hold at the freeze stays in them. Terminals are refused: their modes and signals would have to
+// be carried, too.
+//
+// # Trust boundary
+//
+// The peer has a certificate of the same CA. JSON messages are bounded (maxMessage) and checked (message.go); images
+// are bounded in number and size, named by a fixed pattern, and validated by package images before CRIU reads them.
+//
+// # Lock order
+//
+// Source and Target are each driven by one goroutine; what others may ask (status) is under their mu, which is a leaf. A relay's is
+// taken before those of its streams.
+package migrate

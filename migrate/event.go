@@ -1,0 +1,34 @@
+package migrate
+
+import "time"
+
+// Event is what a migration tells its viewers: one JSON object a line with --json.
+type Event struct {
+	Event string    `json:"event"` // prepared, notice, frozen, resumed, progress, drained, done, failed, exited
+	Time  time.Time `json:"time"`
+	ID    string    `json:"id"`
+
+	Text        string  `json:"text,omitempty"`        // notice
+	PID         int     `json:"pid,omitempty"`         // on the source
+	TargetPID   int     `json:"target_pid,omitempty"`  // in the agent's PID namespace
+	DowntimeMS  float64 `json:"downtime_ms,omitempty"` // first instruction that could not run to first that could
+	ClockErrMS  float64 `json:"clock_error_ms,omitempty"`
+	DumpMS      float64 `json:"dump_ms,omitempty"`
+	TransferMS  float64 `json:"transfer_ms,omitempty"`
+	RestoreMS   float64 `json:"restore_ms,omitempty"`
+	GrantMS     float64 `json:"grant_ms,omitempty"`
+	DrainMS     float64 `json:"drain_ms,omitempty"`
+	MemoryBytes uint64  `json:"memory_bytes,omitempty"` // present at the freeze
+	LeftBytes   uint64  `json:"left_bytes,omitempty"`   // progress
+	BytesSent   uint64  `json:"bytes_sent,omitempty"`
+	Faults      uint64  `json:"faults,omitempty"`
+	FaultP50US  float64 `json:"fault_p50_us,omitempty"`
+	FaultP99US  float64 `json:"fault_p99_us,omitempty"`
+	Forwarded   uint64  `json:"files_forwarded,omitempty"` // distinct files reached over the network
+	TCPClosed   int     `json:"tcp_closed,omitempty"`
+
+	Stage       string `json:"stage,omitempty"` // failed
+	Error       string `json:"error,omitempty"`
+	SourceState string `json:"source_state,omitempty"` // running, frozen, gone
+	Status      *int   `json:"status,omitempty"`       // exited: as wait status
+}

@@ -1,0 +1,55 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+// abortTime is how long a source tries to tell a target that it gave up.
+const abortTime = time.Minute
+
+// tellAborted sees to it that a target, which may hold the restored tree and ask for the grant, learns that there is none: also when
+// the connection was cut. The tree runs here already; nobody waits for this.
+func (s *Source) tellAborted(cause error) {
+	if heard(s.sess) {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), abortTime)
+	defer cancel()
+	for wait := backoffMin; ; wait = min(2*wait, backoffMax) {
+		c, err := s.d.dial(ctx, wire.LaneControl)
+		if errors.Is(err, unix.ECONNREFUSED) {
+			return // no agent: what it held has died with it
+		}
+		if err == nil {
+			again := newSession(c, nil)
+			err = again.send(wire.MsgState, stateMsg{State: Aborted, Note: cause.Error()})
+			ok := err == nil && heard(again)
+			again.close()
+			if ok {
+				return
+			}
+		}
+		s.log.Debug("tell target that the migration was given up", "err", err)
+		select {
+		case <-time.After(wait + rand.N(wait)):
+		case <-ctx.Done():
+			s.log.Error("the target could not be told that the migration was given up; it may hold the tree, which never runs there", "err", err)
+			return
+		}
+	}
+}
+
+// heard waits for the end of a session whose last word was a farewell, and says whether the peer ended it, or has ended itself.
+func heard(s *session) bool {
+	for range s.frames { // what it still says changes nothing
+	}
+	return errors.Is(s.err, io.EOF) || errors.Is(s.err, io.ErrUnexpectedEOF) || errors.Is(s.err, unix.ECONNRESET) || errors.Is(s.err, unix.EPIPE)
+}

@@ -1,0 +1,155 @@
+package migrate
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+
+	"github.com/lazymig/lazymig/preflight"
+	"github.com/lazymig/lazymig/restore/memory"
+	"github.com/lazymig/lazymig/wire"
+)
+
+const (
+	maxMessage    = wire.MaxPayload
+	maxImages     = 100_000
+	maxImageBytes = 8 << 30
+	maxTasks      = 10_000
+)
+
+// prepareMsg tells the target what is to come.
+type prepareMsg struct {
+	Host      string  `json:"host"`
+	HostName  string  `json:"host_name"` // the tree's
+	PIDs      []int32 `json:"pids"`      // all tasks and threads, in the tree's PID namespace
+	Memory    uint64  `json:"memory"`
+	MemoryMax string  `json:"memory_max,omitempty"`
+	CPUMax    string  `json:"cpu_max,omitempty"`
+	PidsMax   string  `json:"pids_max,omitempty"`
+	Comm      string  `json:"comm"`
+	Stdio     string  `json:"stdio,omitempty"` // where standard streams go, if the tree has any whose other end stays
+
+	Token wire.Token `json:"token"`
+}
+
+func (m *prepareMsg) check() error {
+	if len(m.PIDs) == 0 || len(m.PIDs) > 1<<20 {
+		return fmt.Errorf("a tree of %d threads", len(m.PIDs))
+	}
+	for _, p := range m.PIDs {
+		if p < 1 {
+			return fmt.Errorf("PID %d", p)
+		}
+	}
+	return nil
+}
+
+// restoreMsg comes when all images have been sent.
+type restoreMsg struct {
+	Root      int32             `json:"root"`
+	Tasks     []memory.TaskMem  `json:"tasks"`
+	TCPClose  bool              `json:"tcp_close"`
+	FileLocks bool              `json:"file_locks"`
+	ShellJob  bool              `json:"shell_job"`
+	Fixups    []preflight.Fixup `json:"fixups,omitempty"`
+	Stdio     []stdioSlot       `json:"stdio,omitempty"`
+}
+
+func (m *restoreMsg) check() error {
+	if len(m.Tasks) == 0 || len(m.Tasks) > maxTasks {
+		return fmt.Errorf("%d tasks", len(m.Tasks))
+	}
+	if len(m.Stdio) > maxStdio {
+		return fmt.Errorf("%d standard streams", len(m.Stdio))
+	}
+	for _, s := range m.Stdio {
+		if err := s.check(); err != nil {
+			return err
+		}
+	}
+	for _, t := range m.Tasks {
+		var end uint64
+		for _, r := range t.Regions {
+			if r.Start < end || r.End <= r.Start || (r.Start|r.End)&4095 != 0 || r.End > 1<<47 {
+				return fmt.Errorf("region %#x-%#x of task %d is out of order or bounds", r.Start, r.End, t.ID)
+			}
+			end = r.End
+		}
+	}
+	return nil
+}
+
+type clockMsg struct {
+	Sent int64 `json:"sent"` // ns, CLOCK_REALTIME of who asked
+	Here int64 `json:"here"` // ns, of who answered
+}
+
+type heldMsg struct {
+	RestoreMS float64 `json:"restore_ms"`
+}
+
+type resumedMsg struct {
+	At  int64 `json:"at"` // ns, the target's CLOCK_REALTIME
+	PID int   `json:"pid"`
+}
+
+// progressMsg is also the payload of MsgDrained.
+type progressMsg struct {
+	Left       uint64  `json:"left"` // bytes
+	Copied     uint64  `json:"copied"`
+	Faults     uint64  `json:"faults"`
+	FaultP50US float64 `json:"fault_p50_us"`
+	FaultP99US float64 `json:"fault_p99_us"`
+	Note       string  `json:"note,omitempty"`
+}
+
+type exitedMsg struct {
+	Status int `json:"status"` // wait status of the root task
+}
+
+// dialMsg asks the source to dial lanes (again).
+type dialMsg struct {
+	Lanes []wire.Lane `json:"lanes"`
+}
+
+// stateMsg opens a control connection: where the source stands; the answer: where the target stands.
+type stateMsg struct {
+	State State  `json:"state"`
+	Note  string `json:"note,omitempty"`
+}
+
+func encode(v any) []byte {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // own types only
+	}
+	return b
+}
+
+// errMessage says that a message of the peer is not what it should be.
+var errMessage = errors.New("message of peer")
+
+func decode(b []byte, v any) error {
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("decode %w: %w", errMessage, err)
+	}
+	if c, ok := v.(interface{ check() error }); ok {
+		if err := c.check(); err != nil {
+			return fmt.Errorf("%w: %w", errMessage, err)
+		}
+	}
+	return nil
+}
+
+// imageName is what CRIU 4.2 calls its images (criu/image-desc.c), and ours beside them.
+var imageName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,120}\.(img|bin)$`)
+
+var errImageName = errors.New("name of an image")
+
+func checkImageName(n string) error {
+	if !imageName.MatchString(n) {
+		return fmt.Errorf("%w: %q", errImageName, n)
+	}
+	return nil
+}

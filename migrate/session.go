@@ -1,0 +1,168 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+const (
+	pingEvery = time.Second
+	silence   = wire.Silence
+)
+
+// frame is one message of the peer.
+type frame struct {
+	h wire.Header
+	p []byte
+}
+
+// session is one control connection in use: a goroutine reads frames and answers pings, another sends pings; a peer that is
+// silent for too long counts as lost. frames is closed at the end, err says why then.
+type session struct {
+	c      *wire.Conn
+	peer   stateMsg // what the peer said of itself when it came back
+	frames chan frame
+	err    error                 // after frames is closed
+	relay  atomic.Pointer[relay] // takes messages about streams; nil: none are expected
+
+	quit chan struct{}
+	once sync.Once
+	wg   sync.WaitGroup
+	done chan struct{} // closed by close
+}
+
+func newSession(c *wire.Conn, r *relay) *session {
+	s := &session{c: c, frames: make(chan frame, 16), quit: make(chan struct{}), done: make(chan struct{})}
+	s.relay.Store(r)
+	s.wg.Go(s.read)
+	s.wg.Go(s.ping)
+	return s
+}
+
+func (s *session) read() {
+	defer close(s.frames)
+	for {
+		_ = s.c.Net().SetReadDeadline(time.Now().Add(silence)) // fails only when closed, and then so does the read
+		h, p, err := s.c.Recv()
+		if err != nil {
+			s.err = fmt.Errorf("control connection: %w", err)
+			return
+		}
+		switch h.Type {
+		case wire.MsgPing:
+			if err := s.c.Send(wire.MsgPong, 0, h.ID); err != nil {
+				s.err = fmt.Errorf("control connection: %w", err)
+				return
+			}
+			continue
+		case wire.MsgPong:
+			continue
+		case wire.MsgStream, wire.MsgStreamAck, wire.MsgStreamEnd: // here, so that no stream holds up another message, or a ping
+			if err := s.relay.Load().take(h.Type, p); err != nil {
+				s.err = fmt.Errorf("control connection: %w", err)
+				s.c.Close()
+				return
+			}
+			continue
+		}
+		select {
+		case s.frames <- frame{h, p}:
+		case <-s.quit:
+			s.err = errors.New("control connection: given up")
+			return
+		}
+	}
+}
+
+func (s *session) ping() {
+	t := time.NewTicker(pingEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			if s.send(wire.MsgPing, nil) != nil {
+				s.c.Close() // the reader tells
+				return
+			}
+		case <-s.quit:
+			return
+		}
+	}
+}
+
+// send sends one message; v is nil or encoded as JSON.
+func (s *session) send(t wire.Type, v any) error {
+	_ = s.c.Net().SetWriteDeadline(time.Now().Add(silence)) // as above
+	var err error
+	if v == nil {
+		err = s.c.Send(t, 0, 0)
+	} else {
+		err = s.c.Send(t, 0, 0, encode(v))
+	}
+	if err != nil {
+		return fmt.Errorf("control connection: %w", err)
+	}
+	return nil
+}
+
+// sendStream sends one message about a stream.
+func (s *session) sendStream(t wire.Type, stream uint32, offset uint64, p []byte) error {
+	_ = s.c.Net().SetWriteDeadline(time.Now().Add(silence)) // as above
+	var e wire.Encoder
+	e.U32(stream)
+	e.U64(offset)
+	if err := s.c.Send(t, 0, 0, e.B, p); err != nil {
+		return fmt.Errorf("control connection: %w", err)
+	}
+	return nil
+}
+
+// await waits for one kind of message, decodes it into v unless that is nil, and calls dial for requests to dial lanes meanwhile. An
+// error of the peer, anything unexpected, or the end of limit ends it.
+func (s *session) await(ctx context.Context, want wire.Type, v any, limit time.Duration, dial func(context.Context, dialMsg)) error {
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	for {
+		select {
+		case f, ok := <-s.frames:
+			switch {
+			case !ok:
+				return s.err
+			case f.h.Type == want && v == nil:
+				return nil
+			case f.h.Type == want:
+				return decode(f.p, v)
+			case f.h.Type == wire.MsgDial && dial != nil:
+				var m dialMsg
+				if err := decode(f.p, &m); err != nil {
+					return err
+				}
+				dial(ctx, m)
+			case f.h.Type == wire.MsgError:
+				return wire.ParseError(f.p)
+			default:
+				return fmt.Errorf("peer says message %d while %d is expected", f.h.Type, want)
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-late.C:
+			return fmt.Errorf("peer did not answer within %v", limit)
+		}
+	}
+}
+
+// close ends the session and waits for its goroutines. May be called more than once.
+func (s *session) close() {
+	s.once.Do(func() {
+		close(s.quit)
+		s.c.Close()
+		s.wg.Wait()
+		close(s.done)
+	})
+}

@@ -1,0 +1,407 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/lazymig/lazymig/dump"
+	"github.com/lazymig/lazymig/keys"
+	"github.com/lazymig/lazymig/pagesrv"
+	"github.com/lazymig/lazymig/preflight"
+	"github.com/lazymig/lazymig/remotefs"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// SourceOptions are those of one migration, as `lazymig migrate` gives them to the process that carries it out.
+type SourceOptions struct {
+	ID         wire.ID `json:"id"`
+	PID        int     `json:"pid"`
+	To         string  `json:"to"`
+	StateDir   string  `json:"state_dir"`
+	TLSDir     string  `json:"tls_dir"`
+	CRIUPath   string  `json:"criu_path"`
+	CRIUPrefix string  `json:"criu_prefix"`
+	AcceptLoss bool    `json:"accept_loss"`
+	Stdio      string  `json:"stdio"` // StdioRelay (also if empty), StdioJournal, StdioNull, or a path on the target
+	Exe        string  `json:"exe"`
+}
+
+const (
+	restoreTime = 60 * time.Second // images sent to held
+	backoffMin  = 50 * time.Millisecond
+	backoffMax  = 2 * time.Second
+)
+
+// errAborted is the cause when a person gave up before the grant.
+var errAborted = errors.New("aborted")
+
+// Source is one migration on the source. Run drives it.
+type Source struct {
+	opt  SourceOptions
+	log  *slog.Logger
+	emit func(Event) // called by Run's goroutine only
+
+	onRecord func() error // called when the record's directory is there; nil: nothing
+
+	d     *dialer
+	rep   *preflight.Report
+	rec   *Record
+	dump  *dump.Dump
+	pages *pagesrv.Server
+	files *remotefs.Server
+	lanes lanes
+	guest *guest // nil: the tree has not come by a migration
+	sess  *session
+	relay *relay // of standard streams; nil before the images are sent
+
+	pagesReady chan struct{} // closed when pages is there
+
+	result *dump.Result
+	clock  clockOffset
+	times  Event // figures for done
+	grant  time.Time
+
+	mu    sync.Mutex // guards what Status and Abort look at
+	state State
+	last  progressMsg
+	since time.Time // the target is away since then
+	abort context.CancelCauseFunc
+}
+
+// NewSource makes a migration; emit gets every event.
+func NewSource(opt SourceOptions, emit func(Event), log *slog.Logger) *Source {
+	return &Source{opt: opt, emit: emit, log: log.With("id", opt.ID), pagesReady: make(chan struct{})}
+}
+
+// stageError is a failure with the stage in which it happened.
+type stageError struct {
+	stage string
+	err   error
+}
+
+func (e *stageError) Error() string { return e.stage + ": " + e.err.Error() }
+func (e *stageError) Unwrap() error { return e.err }
+
+func stage(name string, err error) error {
+	var inner *stageError
+	if err == nil || errors.As(err, &inner) { // the innermost stage is the one
+		return err
+	}
+	return &stageError{name, err}
+}
+
+// Run carries the migration out. It returns when the tree runs as before (an error), or has ended on the target (nil), or can't go on.
+func (s *Source) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	s.mu.Lock()
+	s.abort = cancel
+	s.mu.Unlock()
+	defer s.close()
+	err := s.untilGranted(ctx)
+	if err != nil {
+		return s.undo(err)
+	}
+	return s.whileServing(context.WithoutCancel(ctx)) // nothing aborts it any more
+}
+
+func (s *Source) event(e Event) {
+	e.Time, e.ID = time.Now(), s.opt.ID.String()
+	if e.PID == 0 {
+		e.PID = s.opt.PID
+	}
+	s.emit(e)
+}
+
+func (s *Source) notice(format string, args ...any) {
+	s.event(Event{Event: "notice", Text: fmt.Sprintf(format, args...)})
+}
+
+func (s *Source) enter(st State, note string) error {
+	if err := s.rec.Enter(st, note); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.state = st
+	s.mu.Unlock()
+	return nil
+}
+
+// undo is every failure before the grant: the tree runs as if nothing had happened, the target is told.
+func (s *Source) undo(cause error) error {
+	state := "running"
+	if s.dump != nil {
+		if err := s.dump.Abort(); err != nil {
+			state = "frozen"
+			cause = errors.Join(cause, fmt.Errorf("thaw tree: %w", err))
+		}
+	}
+	if s.sess != nil {
+		_ = s.sess.send(wire.MsgAbort, nil) // if it is lost the target sees the connection end
+	}
+	if s.rec != nil {
+		if err := s.enter(Aborted, cause.Error()); err != nil {
+			cause = errors.Join(cause, err)
+		}
+	}
+	e := Event{Event: "failed", Stage: "prepare", Error: cause.Error(), SourceState: state}
+	if se, ok := errors.AsType[*stageError](cause); ok {
+		e.Stage, e.Error = se.stage, se.err.Error()
+	}
+	s.event(e)
+	if s.result != nil {
+		s.tellAborted(cause)
+	}
+	return cause
+}
+
+func (s *Source) close() {
+	s.lanes.close()
+	s.relay.close()
+	if s.sess != nil {
+		s.sess.close()
+	}
+	if s.files != nil {
+		_ = s.files.Close() // nothing is served any more
+	}
+	if s.pages != nil {
+		_ = s.pages.Close()
+	}
+	if s.dump != nil {
+		if err := s.dump.Close(); err != nil {
+			s.log.Error("take dump away", "err", err)
+		}
+	}
+	s.guest.close()
+	if s.rec != nil {
+		s.rec.Close()
+	}
+}
+
+// untilGranted is prepare … granted. When it returns nil the grant is on disk here.
+func (s *Source) untilGranted(ctx context.Context) error {
+	if err := s.preflight(ctx); err != nil {
+		return stage("preflight", err)
+	}
+	if err := s.prepare(ctx); err != nil {
+		return stage("prepare", err)
+	}
+	if err := s.freeze(ctx); err != nil {
+		return stage("freeze", err)
+	}
+	began := time.Now()
+	if err := s.transfer(); err != nil {
+		return stage("transfer", err)
+	}
+	s.times.TransferMS = ms(time.Since(began))
+	var held heldMsg
+	if err := s.sess.await(ctx, wire.MsgHeld, &held, restoreTime, s.dialed); err != nil {
+		return stage("restore", err)
+	}
+	s.times.RestoreMS = held.RestoreMS
+	if context.Cause(ctx) != nil {
+		return stage("restore", context.Cause(ctx))
+	}
+	s.grant = time.Now()
+	return stage("grant", s.commit())
+}
+
+// commit is the handover's first half: after Enter(Granted) the tree never runs here again.
+func (s *Source) commit() error {
+	if err := s.dump.Check(); err != nil {
+		return err
+	}
+	park(s.log, "grant")
+	if err := s.enter(Granted, ""); err != nil { // the keeper reads it there: from now on it does not thaw
+		return err
+	}
+	if err := s.dump.Granted(); err != nil {
+		s.log.Error("the tree is granted; that it stays frozen could not be made sure twice", "err", err)
+	}
+	return nil
+}
+
+func (s *Source) preflight(ctx context.Context) error {
+	rep, err := preflight.Process(ctx, preflight.Options{PID: s.opt.PID, AcceptLoss: s.opt.AcceptLoss, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.rep = rep
+	for _, f := range rep.Findings {
+		if f.Level == preflight.Warn {
+			s.notice("%s: %s %s", f.What, f.Why, f.Do)
+		}
+	}
+	if slices.ContainsFunc(rep.Want.Fixups, func(f preflight.Fixup) bool { return f.KSM }) {
+		s.notice("pages are merged by KSM here (PR_SET_MEMORY_MERGE): only the process itself can ask for that on the target")
+	}
+	return errors.Join(rep.Err(), s.checkStdio())
+}
+
+// limit is a cgroup limit as its file takes it; empty: none.
+func limit(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+// groupIDs are the session and process group of a task, in its own PID namespace: they must be free on the target, too.
+func groupIDs(pid int) []int32 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return nil // it has ended; the freeze tells
+	}
+	var ids []int32
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "NSpgid:" && f[0] != "NSsid:" {
+			continue
+		}
+		if n, err := strconv.Atoi(f[len(f)-1]); err == nil && n > 0 {
+			ids = append(ids, int32(n))
+		}
+	}
+	return ids
+}
+
+func (s *Source) prepare(ctx context.Context) error {
+	k, err := keys.Load(s.opt.TLSDir)
+	if err != nil {
+		return err
+	}
+	s.d = &dialer{addr: s.opt.To, keys: k, id: s.opt.ID, token: newToken()}
+	c, err := s.d.dial(ctx, wire.LaneControl)
+	if err != nil {
+		return err
+	}
+	s.sess = newSession(c, nil)
+	if err := s.compare(ctx); err != nil {
+		return err
+	}
+	if s.clock, err = measureClock(ctx, s.sess); err != nil {
+		return err
+	}
+	if s.rec, err = NewRecord(s.opt.StateDir, s.opt.ID, Entry{State: Prepare, Side: SideSource, Peer: s.opt.To, PID: s.opt.PID}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.state = Prepare
+	s.mu.Unlock()
+	if s.onRecord != nil {
+		if err := s.onRecord(); err != nil {
+			return err
+		}
+	}
+	if err := s.serve(); err != nil {
+		return err
+	}
+	want := &s.rep.Want
+	if s.dump, err = dump.Prepare(ctx, dump.Options{
+		PID: s.opt.PID, CriuPath: s.opt.CRIUPath, CriuPrefix: s.opt.CRIUPrefix, ID: s.opt.ID, Log: s.log,
+		TCPClose: want.TCPClose, FileLocks: want.FileLocks, ShellJob: want.ShellJob, GhostLimit: want.GhostLimit, LinkRemap: want.LinkRemap,
+		External:    s.stdioExternal(),
+		GrantRecord: filepath.Join(s.rec.Dir, "record"), GrantMark: grantMark,
+		KeeperArgv: []string{s.opt.Exe, dump.KeeperArg},
+	}); err != nil {
+		return fmt.Errorf("prepare dump: %w", err)
+	}
+	tree := &s.rep.Tree
+	host, _ := os.Hostname() // for people
+	m := prepareMsg{
+		Host: host, HostName: tree.HostName, Memory: tree.MemoryPresent, Comm: tree.Tasks[0].Comm, Token: s.d.token,
+		CPUMax: tree.Cgroup.CPUMax, MemoryMax: limit(tree.Cgroup.MemoryMax), PidsMax: limit(tree.Cgroup.PidsMax),
+	}
+	if len(s.rep.Want.Stdio) > 0 {
+		m.Stdio = s.opt.Stdio
+	}
+	for _, t := range s.dump.Tasks() {
+		m.PIDs = append(m.PIDs, groupIDs(t.PID)...)
+		for _, tid := range t.TIDs {
+			m.PIDs = append(m.PIDs, int32(tid))
+		}
+	}
+	if err := s.sess.send(wire.MsgPrepare, m); err != nil {
+		return err
+	}
+	if err := s.sess.await(ctx, wire.MsgPrepared, nil, prepareTime+dialTimeout, s.dialed); err != nil {
+		return err
+	}
+	s.event(Event{Event: "prepared"})
+	return nil
+}
+
+// serve makes the file server; it answers as soon as the target has dialed its lane, even before the freeze.
+func (s *Source) serve() error {
+	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", s.opt.PID), unixOPath, 0)
+	if err != nil {
+		return fmt.Errorf("open root of the tree: %w", err)
+	}
+	defer root.Close()
+	if s.files, err = remotefs.NewServer(remotefs.ServerOptions{Root: root, Groups: s.rep.Tree.Groups, Log: s.log}); err != nil {
+		return err
+	}
+	s.guest, err = startGuest(s.opt.Exe, s.opt.PID)
+	return err
+}
+
+// servePages makes the page server, of exactly the tasks that were dumped; lanes that have been dialed wait for it.
+func (s *Source) servePages() error {
+	var tasks []pagesrv.Task
+	for _, t := range s.result.Tasks {
+		tasks = append(tasks, pagesrv.Task{ID: t.ID, PID: t.PID})
+	}
+	var err error
+	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Log: s.log}); err != nil {
+		return err
+	}
+	close(s.pagesReady)
+	return nil
+}
+
+func (s *Source) freeze(ctx context.Context) error {
+	r, err := s.dump.Freeze(ctx)
+	if err != nil {
+		return err
+	}
+	s.result = r
+	s.times.DumpMS, s.times.MemoryBytes, s.times.TCPClosed = r.DumpMS, r.MemoryBytes, r.TCPClosed
+	if err := s.servePages(); err != nil {
+		return err
+	}
+	s.event(Event{Event: "frozen"})
+	return s.enter(Frozen, "")
+}
+
+func (s *Source) transfer() error {
+	streams, err := s.openStdio()
+	if err != nil {
+		return err
+	}
+	early := make([]earlyPage, len(s.result.Early))
+	for i, p := range s.result.Early {
+		early[i] = earlyPage{Task: p.Task, Addr: p.Addr, Data: p.Data}
+	}
+	n, err := sendImages(s.sess.c, s.result.ImagesDir, encodeEarly(early))
+	s.times.BytesSent += uint64(n)
+	if err != nil {
+		return err
+	}
+	want := &s.rep.Want
+	m := restoreMsg{TCPClose: want.TCPClose, FileLocks: want.FileLocks, ShellJob: want.ShellJob, Fixups: want.Fixups, Tasks: taskMem(s.result.Tasks), Stdio: streams}
+	return s.sess.send(wire.MsgRestore, m)
+}
+
+// dialed does what a MsgDial asks for.
+func (s *Source) dialed(ctx context.Context, m dialMsg) { s.lanes.dial(ctx, s, m.Lanes) }
+
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

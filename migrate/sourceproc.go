@@ -1,0 +1,281 @@
+package migrate
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// SourceArg is the hidden subcommand that runs SourceMain.
+const SourceArg = "source"
+
+// viewMsg is what a view says to the source's process.
+type viewMsg struct {
+	Op      string         `json:"op"` // begin, abort
+	Options *SourceOptions `json:"options,omitempty"`
+}
+
+// View follows a migration that a process of its own carries out: it may go away at any time. Before the grant that
+// aborts; after it nothing changes.
+type View struct {
+	sock *fdpass.Socket
+	cmd  *exec.Cmd
+	buf  []byte
+}
+
+// Start starts the source's process, in a session of its own so that a terminal's signals do not reach it.
+func Start(opt SourceOptions, logTo *os.File) (*View, error) {
+	sock, peer, err := fdpass.Pair()
+	if err != nil {
+		return nil, fmt.Errorf("start source process: %w", err)
+	}
+	defer peer.Close()
+	cmd := exec.Command(opt.Exe, SourceArg)
+	cmd.ExtraFiles = []*os.File{peer}
+	cmd.Dir = "/"
+	cmd.Stderr = logTo
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		sock.Close()
+		return nil, fmt.Errorf("start source process: %w", err)
+	}
+	v := &View{sock: sock, cmd: cmd, buf: make([]byte, fdpass.MaxMessage)}
+	if err := sock.Send(encode(viewMsg{Op: "begin", Options: &opt})); err != nil {
+		v.Close()
+		return nil, fmt.Errorf("start source process: %w", err)
+	}
+	return v, nil
+}
+
+// ErrSourceGone says that the source's process has ended.
+var ErrSourceGone = errors.New("the source's process has ended")
+
+// Next waits for the next event.
+func (v *View) Next() (Event, error) {
+	n, files, err := v.sock.Recv(v.buf)
+	fdpass.CloseAll(files)
+	if errors.Is(err, os.ErrClosed) || errors.Is(err, unix.ECONNRESET) {
+		return Event{}, ErrSourceGone
+	}
+	if err != nil {
+		return Event{}, err
+	}
+	var e Event
+	if err := json.Unmarshal(v.buf[:n], &e); err != nil {
+		return Event{}, fmt.Errorf("decode event: %w", err)
+	}
+	return e, nil
+}
+
+// Abort asks for the end of a migration that has not been granted; the answer is an event.
+func (v *View) Abort() error { return v.sock.Send(encode(viewMsg{Op: "abort"})) }
+
+// Close ends the view. The process goes on if the grant has been given, else it aborts.
+func (v *View) Close() { v.sock.Close() }
+
+// Wait waits for the process's end.
+func (v *View) Wait() error { return v.cmd.Wait() }
+
+// SourceMain is the process: it carries one migration out, tells its view, and answers on a control socket.
+func SourceMain(log *slog.Logger) error {
+	unix.CloseOnExec(3)
+	sock, err := fdpass.New(os.NewFile(3, "view"))
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	buf := make([]byte, fdpass.MaxMessage)
+	n, files, err := sock.Recv(buf)
+	fdpass.CloseAll(files)
+	if err != nil {
+		return fmt.Errorf("read what to do: %w", err)
+	}
+	var m viewMsg
+	if err := json.Unmarshal(buf[:n], &m); err != nil || m.Options == nil {
+		return fmt.Errorf("read what to do: unexpected message %q", buf[:n])
+	}
+	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}) // as many as allowed
+	var viewMu sync.Mutex
+	emit := func(e Event) {
+		viewMu.Lock()
+		defer viewMu.Unlock()
+		_ = sock.Send(encode(e)) // a view that is gone misses it; the record does not
+	}
+	s := NewSource(*m.Options, emit, log)
+	ctl := newControl(s, log)
+	defer ctl.close()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer sock.Close()
+	wg.Go(func() {
+		for {
+			n, files, err := sock.Recv(buf)
+			fdpass.CloseAll(files)
+			var m viewMsg
+			if err != nil || json.Unmarshal(buf[:n], &m) == nil && m.Op == "abort" {
+				_ = s.Abort("by its view") // handed over: then the view's end changes nothing
+			}
+			if err != nil {
+				return
+			}
+		}
+	})
+	return s.Run(context.Background())
+}
+
+// Abort gives up if the grant has not been given; an error says why not.
+func (s *Source) Abort(who string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.state.Handed() {
+		return fmt.Errorf("migration %v has been handed over: the tree belongs to %s now", s.opt.ID, s.opt.To)
+	}
+	if s.abort != nil {
+		s.abort(fmt.Errorf("%w %s", errAborted, who))
+	}
+	return nil
+}
+
+// Status is what `lazymig status` shows of a migration that is being carried out.
+type Status struct {
+	State     State     `json:"state"`
+	LeftBytes uint64    `json:"left_bytes"`
+	Faults    uint64    `json:"faults"`
+	AwaySince time.Time `json:"away_since,omitzero"` // the target does not answer since then
+	Error     string    `json:"error,omitempty"`
+}
+
+// Status tells where it stands.
+func (s *Source) Status() Status {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return Status{State: s.state, LeftBytes: s.last.Left, Faults: s.last.Faults, AwaySince: s.since}
+}
+
+// control answers status and abort on STATE-DIR/ID.source/control, one JSON line each way. The socket's directory is mode 0700.
+type control struct {
+	s   *Source
+	log *slog.Logger
+	ln  net.Listener
+	wg  sync.WaitGroup
+	mu  sync.Mutex
+}
+
+func newControl(s *Source, log *slog.Logger) *control {
+	c := &control{s: s, log: log}
+	s.onRecord = c.open
+	return c
+}
+
+// open listens, once the record's directory is there.
+func (c *control) open() error {
+	// A path may be longer than a socket address holds (108 bytes): bind it relative to its directory's descriptor.
+	dir, err := os.Open(c.s.rec.Dir)
+	if err != nil {
+		return fmt.Errorf("open control socket: %w", err)
+	}
+	defer dir.Close()
+	ln, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/control", dir.Fd()))
+	if err != nil {
+		return fmt.Errorf("open control socket: %w", err)
+	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false)
+	c.mu.Lock()
+	c.ln = ln
+	c.mu.Unlock()
+	c.wg.Go(func() {
+		for {
+			nc, err := ln.Accept()
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err != nil {
+				c.log.Warn("control socket", "err", err)
+				time.Sleep(backoffMin) //nolint:forbidigo // out of descriptors: others may close some
+				continue
+			}
+			c.wg.Go(func() { c.answer(nc) })
+		}
+	})
+	return nil
+}
+
+func (c *control) answer(nc net.Conn) {
+	defer nc.Close()
+	_ = nc.SetDeadline(time.Now().Add(silence))
+	line, err := bufio.NewReader(nc).ReadBytes('\n')
+	if err != nil {
+		return
+	}
+	var m viewMsg
+	var st Status
+	switch err := json.Unmarshal(line, &m); {
+	case err != nil:
+		st.Error = err.Error()
+	case m.Op == "abort":
+		err := c.s.Abort("by lazymig abort")
+		st = c.s.Status()
+		if err != nil {
+			st.Error = err.Error()
+		}
+	default:
+		st = c.s.Status()
+	}
+	_, _ = nc.Write(append(encode(st), '\n')) // who asked may be gone
+}
+
+func (c *control) close() {
+	c.mu.Lock()
+	ln := c.ln
+	c.mu.Unlock()
+	if ln != nil {
+		ln.Close()
+		_ = os.Remove(filepath.Join(c.s.rec.Dir, "control")) // a stale socket is refused, that is all
+	}
+	c.wg.Wait()
+}
+
+// Ask sends op (status, abort) to the process that carries a migration out.
+func Ask(stateDir string, id wire.ID, op string) (Status, error) {
+	var st Status
+	dir, err := os.Open(recordDir(stateDir, id, SideSource))
+	if err != nil {
+		return st, fmt.Errorf("ask migration %v: %w", id, err)
+	}
+	defer dir.Close()
+	nc, err := net.DialTimeout("unix", fmt.Sprintf("/proc/self/fd/%d/control", dir.Fd()), silence)
+	if err != nil {
+		return st, fmt.Errorf("ask migration %v: its process on this host does not answer: %w", id, err)
+	}
+	defer nc.Close()
+	_ = nc.SetDeadline(time.Now().Add(silence))
+	if _, err := nc.Write(append(encode(viewMsg{Op: op}), '\n')); err != nil {
+		return st, fmt.Errorf("ask migration %v: %w", id, err)
+	}
+	line, err := bufio.NewReader(nc).ReadBytes('\n')
+	if err != nil {
+		return st, fmt.Errorf("ask migration %v: %w", id, err)
+	}
+	if err := json.Unmarshal(line, &st); err != nil {
+		return st, fmt.Errorf("ask migration %v: %w", id, err)
+	}
+	if st.Error != "" {
+		return st, errors.New(st.Error)
+	}
+	return st, nil
+}

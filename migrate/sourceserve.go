@@ -1,0 +1,234 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+// whileServing is granted … ended: the tree is frozen here for good, and served to the target until that has all of it.
+func (s *Source) whileServing(ctx context.Context) error {
+	s.files.Grant()
+	s.lanes.redial = true
+	s.sess.relay.Store(s.relay)
+	s.startRelay()
+	park(s.log, "granted")
+	if err := s.sess.send(wire.MsgGrant, nil); err != nil {
+		s.log.Warn("send grant; it is said again", "err", err)
+	}
+	s.relay.attach(s.sess)
+	s.dropSockets()
+	wait, born := backoffMin, time.Now()
+	for {
+		if s.sess == nil {
+			if err := s.reconnect(ctx, wait); err != nil {
+				return s.lost(err)
+			}
+			born = time.Now()
+			s.relay.attach(s.sess)
+		}
+		f, ok := <-s.sess.frames
+		if !ok {
+			s.log.Warn("target is lost; the tree stays frozen here and is served when it comes back", "err", s.sess.err)
+			s.relay.attach(nil)
+			s.sess.close()
+			s.sess = nil
+			s.away(time.Now())
+			if wait = min(2*wait, backoffMax); time.Since(born) > silence { // it was a connection that held
+				wait = backoffMin
+			}
+			continue
+		}
+		end, err := s.handle(ctx, f)
+		if errors.Is(err, errMessage) { // nothing is decided by a message that can't be read
+			s.log.Error("message of the target", "type", f.h.Type, "err", err)
+			s.sess.c.Close()
+			continue
+		}
+		if err != nil {
+			return s.lost(err)
+		}
+		if end {
+			return nil
+		}
+	}
+}
+
+func (s *Source) away(t time.Time) {
+	s.mu.Lock()
+	s.since = t
+	s.mu.Unlock()
+}
+
+// lost ends serving after the grant: nobody runs the tree any more, or can.
+func (s *Source) lost(cause error) error {
+	err := errors.Join(cause, s.enter(LostTree, cause.Error()))
+	s.event(Event{Event: "failed", Stage: "drain", Error: err.Error(), SourceState: "frozen"})
+	return err
+}
+
+// note records where the tree stands after the grant. A record that can't be written (a full disk) is told, and nothing else: the tree
+// is served on.
+func (s *Source) note(st State, why string) {
+	if err := s.enter(st, why); err != nil {
+		s.notice("the record could not be written, the migration goes on: %v", err)
+		s.mu.Lock()
+		s.state = st
+		s.mu.Unlock()
+	}
+}
+
+// reconnect waits, and dials until the target answers.
+func (s *Source) reconnect(ctx context.Context, wait time.Duration) error {
+	for {
+		select {
+		case <-time.After(wait + rand.N(wait)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		wait = min(2*wait, backoffMax)
+		c, err := s.d.dial(ctx, wire.LaneControl)
+		if err == nil {
+			s.sess = newSession(c, s.relay)
+			if err = s.sess.send(wire.MsgState, stateMsg{State: s.State()}); err == nil {
+				break
+			}
+			s.sess.close()
+			s.sess = nil
+		}
+		s.log.Debug("reconnect", "err", err)
+	}
+	s.away(time.Time{})
+	return nil // the target asks for the lanes that it has lost
+}
+
+// State is where it stands.
+func (s *Source) State() State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state
+}
+
+// handle does what one message asks for; true: the tree has ended.
+func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
+	switch f.h.Type {
+	case wire.MsgState:
+		var m stateMsg
+		if err := decode(f.p, &m); err != nil {
+			return false, err
+		}
+		return s.compareStates(m)
+	case wire.MsgHeld: // it did not get the grant
+		if err := s.sess.send(wire.MsgGrant, nil); err != nil {
+			s.log.Warn("send grant; it is said again", "err", err)
+		}
+	case wire.MsgDial:
+		var m dialMsg
+		if err := decode(f.p, &m); err != nil {
+			return false, err
+		}
+		s.lanes.dial(ctx, s, m.Lanes)
+	case wire.MsgResumed:
+		var m resumedMsg
+		if err := decode(f.p, &m); err != nil {
+			return false, err
+		}
+		s.resumed(m)
+	case wire.MsgProgress, wire.MsgDrained:
+		var m progressMsg
+		if err := decode(f.p, &m); err != nil {
+			return false, err
+		}
+		s.mu.Lock()
+		s.last = m
+		s.mu.Unlock()
+		if f.h.Type == wire.MsgDrained {
+			s.drained(m)
+			return false, nil
+		}
+		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US})
+	case wire.MsgExited:
+		var m exitedMsg
+		if err := decode(f.p, &m); err != nil {
+			return false, err
+		}
+		s.exited(m)
+		return true, nil
+	case wire.MsgError:
+		return false, wire.ParseError(f.p)
+	default:
+		s.log.Warn("unexpected message of the target", "type", f.h.Type)
+	}
+	return false, nil
+}
+
+// compareStates reads what the target says of itself after a reconnect.
+func (s *Source) compareStates(m stateMsg) (bool, error) {
+	switch m.State {
+	case Asked, Granted, Resumed, Drained:
+		return false, nil
+	case Ended:
+		s.exited(exitedMsg{Status: -1})
+		return true, nil
+	case Aborted:
+		return false, fmt.Errorf("the target gave up before it had the grant (%s): the tree is frozen here and ran nowhere since", m.Note)
+	}
+	return false, fmt.Errorf("the target does not know this migration any more (%s): the tree is frozen here; whether it runs there can't be told", m.Note)
+}
+
+func (s *Source) resumed(m resumedMsg) {
+	if s.State() != Granted {
+		return // said again
+	}
+	s.times.GrantMS = ms(time.Since(s.grant))
+	s.times.TargetPID = m.PID
+	s.times.DowntimeMS = ms(s.clock.here(m.At).Sub(s.result.FrozenAt))
+	s.times.ClockErrMS = ms(s.clock.err)
+	s.note(Resumed, "")
+	e := s.times
+	e.Event = "resumed"
+	s.event(e)
+	s.log.Info("tree runs on the target", "audit", true, "to", s.opt.To, "pid", s.opt.PID, "target_pid", m.PID)
+}
+
+// drained: all memory is there. The frozen tree goes; what its descriptors keep alive stays with the file server.
+func (s *Source) drained(m progressMsg) {
+	if s.State() != Resumed {
+		return // said again
+	}
+	files, locks, err := s.holdFiles()
+	if err != nil {
+		s.notice("descriptors of the tree: %v", err)
+	}
+	s.files.Hold(files)
+	if err := s.dump.KillTree(); err != nil {
+		s.notice("the frozen tree could not be killed: %v; it never runs again, but its memory is not free", err)
+	}
+	if err := retake(locks); err != nil {
+		s.notice("%v", err)
+	}
+	s.note(Drained, "")
+	s.times.DrainMS = ms(time.Since(s.grant)) - s.times.GrantMS
+	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US = m.Faults, m.FaultP50US, m.FaultP99US
+	s.times.Forwarded = s.files.Stats().Files
+	st := s.pages.Stats()
+	s.times.BytesSent += st.Urgent.Bytes + st.Bulk.Bytes + s.files.Stats().Bytes
+	e := s.times
+	e.Event = "drained"
+	s.event(e)
+	e.Event = "done"
+	s.event(e)
+}
+
+func (s *Source) exited(m exitedMsg) {
+	if err := s.dump.KillTree(); err != nil {
+		s.notice("the frozen tree could not be killed: %v", err)
+	}
+	s.note(Ended, fmt.Sprintf("status %d", m.Status))
+	_ = s.sess.send(wire.MsgEnd, nil) // the target waits for it a moment only
+	s.event(Event{Event: "exited", Status: &m.Status})
+}

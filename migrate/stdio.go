@@ -1,0 +1,315 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/images"
+	"github.com/lazymig/lazymig/preflight"
+)
+
+// Where standard streams go whose other end is outside of the tree (SourceOptions.Stdio).
+const (
+	StdioRelay   = "relay"   // to where they went, on the source
+	StdioJournal = "journal" // to the target's journald
+	StdioNull    = "null"
+)
+
+// CheckStdio says whether s is one of them, or a path on the target.
+func CheckStdio(s string) bool {
+	return s == StdioRelay || s == StdioJournal || s == StdioNull || strings.HasPrefix(s, "/")
+}
+
+const maxStdio = 30 // CRIU inherits so many files (package restore)
+
+// stdioSlot is a pipe or socket that stands in for one that the tree shares with others on the source.
+type stdioSlot struct {
+	Key      string `json:"key"` // as CRIU names it: pipe:[123], socket:[123]
+	To       string `json:"to"`
+	Stream   uint32 `json:"stream"`
+	Read     bool   `json:"read"` // by the tree
+	Write    bool   `json:"write"`
+	Nonblock bool   `json:"nonblock,omitempty"` // a socket; CRIU itself does it for pipes
+}
+
+var stdioKey = regexp.MustCompile(`^(pipe|socket):\[[0-9]{1,10}\]$`)
+
+func (s *stdioSlot) check() error {
+	if !stdioKey.MatchString(s.Key) || !CheckStdio(s.To) || !s.Read && !s.Write || s.Read && s.Write && !s.socket() || s.Stream >= maxStdio {
+		return fmt.Errorf("standard stream %+v", *s)
+	}
+	return nil
+}
+
+func (s *stdioSlot) socket() bool { return strings.HasPrefix(s.Key, "socket:") }
+
+// stdioObject is a pipe or socket of the source that descriptors of the tree have as a standard stream.
+type stdioObject struct {
+	stdioSlot
+	all []preflight.Stdio // all descriptors of it
+}
+
+// stdioObjects groups the descriptors that the preflight found.
+func (s *Source) stdioObjects() []*stdioObject {
+	var objs []*stdioObject
+	by := map[string]*stdioObject{}
+	to := s.opt.Stdio
+	if to == "" {
+		to = StdioRelay
+	}
+	for _, f := range s.rep.Want.Stdio {
+		o := by[f.Key]
+		if o == nil {
+			key := f.Key
+			switch f.Kind {
+			case "socket":
+				key = fmt.Sprintf("socket:[%d]", f.Inode)
+			case "fifo": // a pipe in the images, see changeFifos
+				key = fmt.Sprintf("pipe:[%d]", fifoPipe(len(objs)))
+			}
+			o = &stdioObject{stdioSlot: stdioSlot{Key: key, To: to, Stream: uint32(len(objs))}}
+			by[f.Key] = o
+			objs = append(objs, o)
+		}
+		o.Read, o.Write = o.Read || f.Read, o.Write || f.Write
+		o.all = append(o.all, f)
+	}
+	return objs
+}
+
+// checkStdio refuses standard streams that can't be given another end.
+func (s *Source) checkStdio() error {
+	var bad []preflight.Finding
+	refuse := func(o *stdioObject, why string) {
+		f := o.all[0]
+		bad = append(bad, preflight.Finding{
+			Code: "stdio", Level: preflight.Refuse, PID: f.PID,
+			What: fmt.Sprintf("descriptor %d is a %s that %s outside of the tree holds", f.FD, f.Kind, orSomebody(f.Peer)), Why: why,
+			Do: "start the process with its standard streams on files (nohup, >FILE 2>&1 </dev/null)",
+		})
+	}
+	objs := s.stdioObjects()
+	for i, o := range objs {
+		f := o.all[0]
+		switch {
+		case f.Kind != "pipe" && f.Kind != "socket" && f.Kind != "fifo":
+			refuse(o, "half of it can't be moved")
+		case f.Kind == "socket" && !f.Half:
+			refuse(o, "only connected AF_UNIX stream sockets with the other end outside of the tree can be carried")
+		case f.Kind != "socket" && o.Read && o.Write:
+			refuse(o, "the tree has both ends of it, too")
+		case i >= maxStdio:
+			refuse(o, fmt.Sprintf("more than %d of them can't be carried", maxStdio))
+		}
+	}
+	return preflight.Refusals(bad)
+}
+
+func orSomebody(s string) string {
+	if s == "" {
+		return "somebody"
+	}
+	return s
+}
+
+// stdioExternal is CRIU's list of the sockets that it dumps without their other end.
+func (s *Source) stdioExternal() []string {
+	var ext []string
+	for _, o := range s.stdioObjects() {
+		if o.socket() {
+			ext = append(ext, o.all[0].Key)
+		}
+	}
+	return ext
+}
+
+// fifoPipe is the number of a pipe that stands in for a FIFO. Real ones are counted from the other end.
+func fifoPipe(stream int) uint32 { return ^uint32(stream) }
+
+// changeFifos makes pipes of FIFOs in the images: a pipe can be given another end.
+func (s *Source) changeFifos() error {
+	pipes := map[uint32]uint32{}
+	for i, o := range s.stdioObjects() {
+		if f := o.all[0]; f.Kind == "fifo" {
+			pipes[uint32(f.Inode)] = fifoPipe(i)
+		}
+	}
+	if len(pipes) == 0 {
+		return nil
+	}
+	return images.FifosToPipes(s.result.ImagesDir, pipes)
+}
+
+// openStdio copies the frozen tree's own descriptors and makes the relay for them. Nothing is read or written before the grant.
+func (s *Source) openStdio() ([]stdioSlot, error) {
+	if err := s.changeFifos(); err != nil {
+		return nil, err
+	}
+	var slots []stdioSlot
+	r := newRelay()
+	for _, o := range s.stdioObjects() {
+		f := o.all[0]
+		s.notice("descriptor %d is a %s to %s; on the target it is: %s", f.FD, f.Kind, orSomebody(f.Peer), o.To)
+		if o.To != StdioRelay {
+			slots = append(slots, o.stdioSlot)
+			continue
+		}
+		if err := o.open(r); err != nil {
+			r.close()
+			return nil, fmt.Errorf("copy descriptor %d of %d: %w", f.FD, f.PID, err)
+		}
+		if o.Read || o.Write { // else it has been closed meanwhile
+			slots = append(slots, o.stdioSlot)
+		}
+	}
+	s.relay = r
+	return slots, nil
+}
+
+// open adds the ends of one object to r.
+func (o *stdioObject) open(r *relay) error {
+	in, out := o.Read, o.Write // of the tree
+	o.Read, o.Write = false, false
+	for _, f := range o.all {
+		if f.Read && in && !o.Read || f.Write && out && !o.Write {
+			c, err := copyOf(f)
+			if err != nil {
+				return err
+			}
+			if c == nil {
+				continue
+			}
+			err = o.add(r, c, f.Read && in && !o.Read, f.Write && out && !o.Write)
+			c.Close()
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// add makes ends of c, which stays the caller's.
+func (o *stdioObject) add(r *relay, c *os.File, read, write bool) error {
+	end := func(flags int) (*streamEnd, error) {
+		if o.socket() {
+			fd, err := unix.FcntlInt(c.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+			if err != nil {
+				return nil, fmt.Errorf("copy socket: %w", err)
+			}
+			return newStreamEnd(fd, true, false)
+		}
+		fd, err := reopen(c, flags)
+		if err != nil {
+			return nil, err
+		}
+		return newStreamEnd(fd, false, false)
+	}
+	if read {
+		e, err := end(unix.O_RDONLY)
+		if err != nil {
+			return err
+		}
+		r.addOut(o.Stream, e)
+		o.Read = true
+	}
+	if write {
+		e, err := end(unix.O_WRONLY)
+		if err != nil {
+			return err
+		}
+		r.addIn(o.Stream, e)
+		o.Write = true
+	}
+	fl, err := unix.FcntlInt(c.Fd(), unix.F_GETFL, 0)
+	if err != nil {
+		return fmt.Errorf("read flags: %w", err)
+	}
+	o.Nonblock = fl&unix.O_NONBLOCK != 0
+	return nil
+}
+
+// copyOf copies a descriptor of a frozen task; nil: it is not what it was when the tree was looked at.
+func copyOf(f preflight.Stdio) (*os.File, error) {
+	path := fmt.Sprintf("/proc/%d/fd/%d", f.PID, f.FD)
+	link, err := os.Readlink(path)
+	if err != nil || link != f.Link {
+		if err == nil || errors.Is(err, os.ErrNotExist) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	pidfd, err := unix.PidfdOpen(f.PID, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open pidfd: %w", err)
+	}
+	defer unix.Close(pidfd)
+	fd, err := unix.PidfdGetfd(pidfd, f.FD, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), link), nil
+}
+
+// startRelay is after the grant.
+func (s *Source) startRelay() {
+	if s.relay.empty() {
+		return
+	}
+	s.soleSockets()
+	s.relay.start()
+}
+
+// soleSockets finds which sockets nobody but the tree has: an end that the tree sees may be passed on only there, because shutdown is
+// for all that have the socket.
+func (s *Source) soleSockets() {
+	ends := map[string][]*streamEnd{}
+	for _, o := range s.stdioObjects() {
+		if !o.socket() {
+			continue
+		}
+		if x := s.relay.out[o.Stream]; x != nil {
+			ends[o.Key] = append(ends[o.Key], x.end)
+		}
+		if x := s.relay.in[o.Stream]; x != nil {
+			ends[o.Key] = append(ends[o.Key], x.end)
+		}
+	}
+	if len(ends) == 0 {
+		return
+	}
+	mine := map[string]bool{fmt.Sprint(os.Getpid()): true}
+	for _, t := range s.result.Tasks {
+		mine[fmt.Sprint(t.PID)] = true
+	}
+	procs, err := os.ReadDir("/proc")
+	if err != nil {
+		s.log.Warn("look for other holders of standard streams", "err", err)
+		return
+	}
+	for _, p := range procs {
+		if mine[p.Name()] || p.Name()[0] < '0' || p.Name()[0] > '9' {
+			continue
+		}
+		dir := "/proc/" + p.Name() + "/fd/"
+		fds, err := os.ReadDir(dir)
+		if err != nil {
+			continue // it has ended
+		}
+		for _, fd := range fds {
+			if link, err := os.Readlink(dir + fd.Name()); err == nil {
+				delete(ends, link)
+			}
+		}
+	}
+	for _, es := range ends {
+		for _, e := range es {
+			e.sole = true
+		}
+	}
+}

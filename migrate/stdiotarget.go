@@ -1,0 +1,387 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/restore"
+)
+
+// targetStdio is what stands in for the tree's standard streams here.
+type targetStdio struct {
+	relay    *relay
+	inherits []restore.Inherit   // until the restore
+	ours     map[uint32]*os.File // other ends of these, for the guardian; until the restore
+	sinks    []*sink
+	wg       sync.WaitGroup
+
+	mu   sync.Mutex          // guards what follows
+	ends map[uint32]int      // how many ends of a stream are open here
+	drop func(stream uint32) // called when there is none any more; nil: nothing
+}
+
+// openStdio makes what CRIU gives the tree instead. name tells journald whose lines come.
+func openStdio(slots []stdioSlot, name string, log *slog.Logger) (*targetStdio, error) {
+	st := &targetStdio{relay: newRelay(), ours: map[uint32]*os.File{}, ends: map[uint32]int{}}
+	seen := map[uint32]bool{}
+	for _, s := range slots {
+		if seen[s.Stream] {
+			st.close()
+			return nil, fmt.Errorf("standard stream %d is there twice", s.Stream)
+		}
+		seen[s.Stream] = true
+		if err := st.open(s, name, log); err != nil {
+			st.close()
+			return nil, fmt.Errorf("make what stands in for %s: %w", s.Key, err)
+		}
+	}
+	return st, nil
+}
+
+// open makes the two ends of one object: the tree's, and ours.
+func (st *targetStdio) open(s stdioSlot, name string, log *slog.Logger) error {
+	if s.To == StdioNull && !s.socket() {
+		f, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		if err == nil {
+			st.inherits = append(st.inherits, restore.Inherit{Key: s.Key, File: f})
+		}
+		return err
+	}
+	tree, ours, err := endsOf(s)
+	if err != nil {
+		return err
+	}
+	st.inherits = append(st.inherits, restore.Inherit{Key: s.Key, File: tree})
+	defer func() {
+		if st.ends[s.Stream] == 0 { // nothing is read or written here
+			ours.Close()
+			return
+		}
+		st.ours[s.Stream] = ours
+	}()
+	end := func() (*streamEnd, error) {
+		fd, err := unix.FcntlInt(ours.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("copy descriptor: %w", err)
+		}
+		e, err := newStreamEnd(fd, s.socket(), true)
+		if err == nil {
+			st.ends[s.Stream]++
+			e.onClose = func() { st.closed(s.Stream) }
+		}
+		return e, err
+	}
+	if s.Read { // by the tree
+		if s.To == StdioRelay {
+			e, err := end()
+			if err != nil {
+				return err
+			}
+			st.relay.addIn(s.Stream, e)
+		} else if s.socket() {
+			_ = unix.Shutdown(int(ours.Fd()), unix.SHUT_WR) // nothing ever comes
+		}
+	}
+	if !s.Write {
+		return nil
+	}
+	var to io.WriteCloser
+	if s.To != StdioRelay {
+		if to, err = sinkTo(s.To, name); err != nil {
+			return err
+		}
+	}
+	e, err := end()
+	if err != nil {
+		if to != nil {
+			to.Close()
+		}
+		return err
+	}
+	if to == nil {
+		st.relay.addOut(s.Stream, e)
+	} else {
+		st.sinks = append(st.sinks, &sink{end: e, to: to, log: log})
+	}
+	return nil
+}
+
+func endsOf(s stdioSlot) (tree, ours *os.File, err error) {
+	var p [2]int // read, write
+	if s.socket() {
+		p, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	} else {
+		err = unix.Pipe2(p[:], unix.O_CLOEXEC)
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("make ends: %w", err)
+	}
+	t, o := p[0], p[1]
+	if s.Write {
+		t, o = o, t
+	}
+	if !s.socket() {
+		err = unix.SetNonblock(o, true)
+	} else if s.Nonblock {
+		err = unix.SetNonblock(t, true)
+	}
+	tree, ours = os.NewFile(uintptr(t), s.Key), os.NewFile(uintptr(o), s.Key)
+	if err != nil {
+		tree.Close()
+		ours.Close()
+		return nil, nil, fmt.Errorf("make ends: %w", err)
+	}
+	return tree, ours, nil
+}
+
+// restored closes the tree's ends, which the tree has now.
+func (st *targetStdio) restored() {
+	for _, i := range st.inherits {
+		i.File.Close()
+	}
+	for _, f := range st.ours {
+		f.Close()
+	}
+	st.inherits, st.ours = nil, nil
+}
+
+// keep gives the guardian copies of our ends; they are dropped when ours are closed for the tree to see it.
+func (st *targetStdio) keep(ctx context.Context, c *restore.Capsule, log *slog.Logger) error {
+	for n, f := range st.ours {
+		if err := c.Keep(ctx, n, f); err != nil {
+			return err
+		}
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.drop = func(n uint32) {
+		ctx, cancel := context.WithTimeout(context.Background(), dropTime)
+		defer cancel()
+		if err := c.Drop(ctx, n); err != nil {
+			log.Debug("drop stream", "err", err) // the capsule has ended
+		}
+	}
+	return nil
+}
+
+// closed is called when an end has been closed.
+func (st *targetStdio) closed(stream uint32) {
+	st.mu.Lock()
+	st.ends[stream]--
+	last, drop := st.ends[stream] == 0, st.drop
+	st.mu.Unlock()
+	if last && drop != nil {
+		drop(stream)
+	}
+}
+
+// leave lets the guardian's copies be: the tree is to wait, not to see an end.
+func (st *targetStdio) leave() {
+	if st != nil {
+		st.mu.Lock()
+		st.drop = nil
+		st.mu.Unlock()
+	}
+}
+
+const dropTime = 10 * time.Second
+
+func (st *targetStdio) start() {
+	if st == nil {
+		return
+	}
+	st.relay.start()
+	for _, s := range st.sinks {
+		st.wg.Go(s.run)
+	}
+}
+
+// drained waits until the sinks have seen the end of what a tree wrote that is no more.
+func (st *targetStdio) drained() {
+	if st != nil {
+		st.wg.Wait()
+	}
+}
+
+func (st *targetStdio) close() {
+	if st == nil {
+		return
+	}
+	st.restored()
+	st.relay.close()
+	for _, s := range st.sinks {
+		s.stop()
+	}
+	st.wg.Wait()
+	for _, s := range st.sinks {
+		s.end.close() // if it was never started
+		s.to.Close()
+	}
+}
+
+// streams is the relay, nil if there is none yet.
+func (st *targetStdio) streams() *relay {
+	if st == nil {
+		return nil
+	}
+	return st.relay
+}
+
+// openStdio is called once, before the restore.
+func (t *Target) openStdio(ctx context.Context, slots []stdioSlot, s *session) error {
+	st, err := openStdio(slots, t.msg.Comm, t.log)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.stdio = st
+	t.mu.Unlock()
+	s.relay.Store(st.relay)
+	return st.keep(ctx, t.capsule, t.log)
+}
+
+func (t *Target) stopStdio() {
+	if t.keep {
+		t.stdio.leave()
+	}
+	t.stdio.close()
+}
+
+// flushStdio is after the end of the tree: it returns when the source has passed on all that it wrote, however often the connection is
+// lost meanwhile and however slowly it is read there, or when the agent ends.
+func (t *Target) flushStdio() {
+	if t.stdio == nil {
+		return
+	}
+	t.stdio.drained()
+	r := t.stdio.relay
+	for !r.allSent() {
+		var frames chan frame
+		if t.cur != nil {
+			frames = t.cur.frames
+		}
+		select {
+		case <-r.idle:
+		case _, ok := <-frames: // nothing of it matters any more
+			if !ok {
+				t.adopt(nil)
+			}
+		case s := <-t.sessions:
+			t.adopt(s)
+			t.greet(s)
+		case <-t.want:
+		case <-t.given:
+		case <-t.stop:
+			t.log.Error("the agent ends; what the tree wrote last is lost", "bytes", r.pending())
+			return
+		}
+	}
+}
+
+// sink passes what the tree writes to a file or to journald.
+type sink struct {
+	end *streamEnd
+	to  io.WriteCloser
+	log *slog.Logger
+
+	mu      sync.Mutex
+	stopped bool
+}
+
+func (s *sink) run() {
+	defer s.end.close()
+	p := make([]byte, streamPiece)
+	for {
+		s.mu.Lock()
+		stopped := s.stopped
+		s.mu.Unlock()
+		if stopped {
+			return
+		}
+		ev, err := s.end.wait(unix.POLLIN)
+		if err == nil && ev == 0 {
+			continue
+		}
+		n := 0
+		if err == nil {
+			if n, err = s.end.read(p); errors.Is(err, unix.EAGAIN) {
+				continue
+			}
+		}
+		if err != nil || n == 0 {
+			return
+		}
+		if _, err := s.to.Write(p[:n]); err != nil {
+			s.log.Warn("pass on what the tree writes", "err", err)
+			return
+		}
+	}
+}
+
+func (s *sink) stop() {
+	s.mu.Lock()
+	s.stopped = true
+	s.mu.Unlock()
+	if c, ok := s.to.(net.Conn); ok {
+		_ = c.SetWriteDeadline(time.Now()) // a journald that does not read
+	}
+	s.end.wake()
+}
+
+func sinkTo(to, name string) (io.WriteCloser, error) {
+	switch to {
+	case StdioJournal:
+		return dialJournal(journalSocket, name)
+	case StdioNull:
+		return os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	}
+	return os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+}
+
+// journalSocket is where journald takes streams (systemd.exec(5), StandardOutput=journal).
+const journalSocket = "/run/systemd/journal/stdout"
+
+// checkJournal says whether there is a journald.
+func checkJournal(to string) error {
+	if to != StdioJournal {
+		return nil
+	}
+	if fi, err := os.Stat(journalSocket); err != nil || fi.Mode()&os.ModeSocket == 0 {
+		return fmt.Errorf("--stdio journal: this host has no journald (%s)", journalSocket)
+	}
+	return nil
+}
+
+// dialJournal opens a stream; each line becomes an entry of the given identifier.
+func dialJournal(path, name string) (net.Conn, error) {
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("open stream to journald: %w", err)
+	}
+	// identifier, unit, priority (info), level prefixes (<N>), forward to syslog, kmsg, console (journald-stream.c)
+	if _, err := fmt.Fprintf(c, "%s\n\n6\n1\n0\n0\n0\n", journalName(name)); err != nil {
+		c.Close()
+		return nil, fmt.Errorf("open stream to journald: %w", err)
+	}
+	return c, nil
+}
+
+// journalName keeps a process's name from ending the line.
+func journalName(name string) string {
+	b := []byte(name)
+	for i, c := range b {
+		if c < ' ' || c == 0x7f {
+			b[i] = '_'
+		}
+	}
+	return string(b)
+}

@@ -1,0 +1,71 @@
+package migrate
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/lazymig/lazymig/restore"
+)
+
+const sweepEvery = time.Second
+
+// sweep takes away what an agent that was killed has left: of migrations that had not been granted, whose capsules die with it, and of
+// those whose trees have ended since. A tree that runs is not touched. It ends when nothing of earlier agents is left, or with ctx.
+func (a *Agent) sweep(ctx context.Context) {
+	for {
+		all, err := List(a.opt.StateDir)
+		if err != nil {
+			a.opt.Log.Error("read records", "err", err)
+		}
+		left := 0
+		for _, k := range all {
+			if k.Last().Side == SideTarget && a.target(k.ID) == nil && !sweepOne(k, a.opt.Log).Final() {
+				left++
+			}
+		}
+		if left == 0 {
+			return
+		}
+		select {
+		case <-time.After(sweepEvery):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// sweepOne does that for one migration that this agent does not run, and returns where it stands.
+func sweepOne(k Known, log *slog.Logger) State {
+	last := k.Last()
+	if last.Side != SideTarget || last.State.Final() {
+		return last.State
+	}
+	if err := restore.Sweep(k.ID); err != nil { // something lives there still
+		log.Debug("a migration of an agent before goes on without one", "id", k.ID, "state", last.State, "why", err)
+		return last.State
+	}
+	for _, base := range tmpfsBases {
+		dirs, _ := filepath.Glob(filepath.Join(base, "lazymig-"+k.ID.String()[:8]+"-*")) // the pattern is good
+		for _, d := range dirs {
+			if err := os.RemoveAll(d); err != nil {
+				log.Error("remove images", "id", k.ID, "err", err)
+			}
+		}
+	}
+	end, why := Aborted, "the agent ended before the grant"
+	if last.State.Handed() {
+		end, why = Ended, "the tree ended while there was no agent: its status is not known"
+	}
+	r, err := openRecord(k)
+	if err == nil {
+		err = r.Enter(end, why)
+		r.Close()
+	}
+	if err != nil {
+		log.Error("record that a migration is over", "id", k.ID, "err", err)
+	}
+	return end
+}

@@ -1,0 +1,419 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/images"
+	"github.com/lazymig/lazymig/restore"
+	"github.com/lazymig/lazymig/wire"
+)
+
+const (
+	prepareTime = 30 * time.Second // lanes dialed, root mounted
+)
+
+// Target is one migration on the agent. run drives it; everything else only passes things in.
+type Target struct {
+	a   *Agent
+	id  wire.ID
+	msg prepareMsg
+	log *slog.Logger
+
+	rec     *Record
+	tmp     string // images, on tmpfs
+	sink    *imageSink
+	fuse    *fuseDaemon
+	capsule *restore.Capsule
+	handler *restore.Handler
+	stdio   *targetStdio // nil before the restore
+
+	sessions chan *session    // control connections of a source that came back
+	want     chan []wire.Lane // lanes to ask the source for
+	given    chan wire.Lane   // lanes that the handler has got
+	stop     chan struct{}    // the agent ends
+	over     chan struct{}    // run has ended
+	once     sync.Once
+
+	cur     *session           // the control connection, nil while the source is away; run's alone
+	keep    bool               // the tree outlives this run
+	missing map[wire.Lane]bool // lanes that have been asked for, or are to be
+	told    bool               // the end is to be told: nothing of the tree is left, not even bytes of its streams
+	resumed *resumedMsg
+	drained *progressMsg
+	exited  *exitedMsg
+
+	mu    sync.Mutex // guards what giveLane, reconnect and State look at
+	state State
+}
+
+func newTarget(a *Agent, id wire.ID, m prepareMsg, log *slog.Logger) *Target {
+	return &Target{
+		a: a, id: id, msg: m, log: log,
+		sessions: make(chan *session), want: make(chan []wire.Lane, 16), given: make(chan wire.Lane, 16), stop: make(chan struct{}), over: make(chan struct{}),
+		missing: map[wire.Lane]bool{},
+	}
+}
+
+// State is where it stands.
+func (t *Target) State() State {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.state
+}
+
+func (t *Target) enter(s State, note string) error {
+	if err := t.rec.Enter(s, note); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.state = s
+	t.mu.Unlock()
+	return nil
+}
+
+func (t *Target) agentEnds() { t.once.Do(func() { close(t.stop) }) }
+
+// ask wants lanes dialed; it never blocks for long, and asking twice is harmless.
+func (t *Target) ask(lanes ...wire.Lane) {
+	select {
+	case t.want <- lanes:
+	case <-t.stop:
+	case <-t.over:
+	}
+}
+
+// giveLane passes a connection to the process that serves the lane.
+func (t *Target) giveLane(l wire.Lane, f *os.File) error {
+	t.mu.Lock()
+	fuse, handler := t.fuse, t.handler
+	t.mu.Unlock()
+	switch {
+	case l == wire.LaneFiles && fuse != nil:
+		if err := fuse.giveLane(f); err != nil {
+			return err
+		}
+	case (l == wire.LaneUrgent || l == wire.LaneBulk) && handler != nil:
+		if err := handler.GiveLane(l, f); err != nil {
+			return err
+		}
+	default:
+		f.Close()
+		return fmt.Errorf("%v is not expected now", l)
+	}
+	select {
+	case t.given <- l:
+	case <-t.stop:
+	case <-t.over:
+	}
+	return nil
+}
+
+// reconnect hands in a new control connection and waits until it is no longer used.
+func (t *Target) reconnect(c *wire.Conn, m stateMsg) {
+	t.mu.Lock()
+	r := t.stdio.streams()
+	t.mu.Unlock()
+	s := newSession(c, r)
+	s.peer = m
+	select {
+	case t.sessions <- s:
+		<-s.done
+	case <-t.stop:
+		s.close()
+	case <-t.over:
+		s.close()
+	}
+}
+
+// run is the target's state machine: everything up to the end of the tree. c is the first control connection.
+func (t *Target) run(ctx context.Context, c *wire.Conn) error {
+	rec, err := NewRecord(t.a.opt.StateDir, t.id, Entry{State: Prepare, Side: SideTarget, Peer: t.msg.Host, Note: t.msg.Comm})
+	if err != nil {
+		t.fail(c, err)
+		return err
+	}
+	t.rec, t.state = rec, Prepare
+	defer rec.Close()
+	defer close(t.over)
+	defer t.cleanup()
+	s := newSession(c, nil)
+	defer t.stopStdio()
+	defer func() {
+		s.close()
+		t.adopt(nil)
+	}()
+	if err := t.untilGranted(ctx, s); err != nil {
+		t.fail(c, err)
+		if t.State().Handed() {
+			return errors.Join(err, t.enter(LostTree, err.Error()))
+		}
+		return errors.Join(err, t.enter(Aborted, err.Error()))
+	}
+	return t.whileRunning()
+}
+
+// fail tells the source.
+func (t *Target) fail(c *wire.Conn, err error) {
+	t.log.Error("migration failed before the grant", "err", err)
+	_ = c.Send(wire.MsgError, 0, 0, wire.MarshalError(err)) // if it is lost the source sees the connection end
+}
+
+// cleanup leaves nothing behind but the record.
+func (t *Target) cleanup() {
+	if t.keep {
+		return
+	}
+	// The daemon first: with it /dev/fuse is closed, and that ends all that waits for an answer. A process that waits for one can't
+	// even be killed (fs/fuse/dev.c, request_wait_answer).
+	if t.fuse != nil {
+		t.fuse.Close()
+	}
+	if t.capsule != nil {
+		if err := t.capsule.Close(); err != nil {
+			t.log.Error("take capsule away", "err", err)
+		}
+	}
+	if t.tmp != "" {
+		if err := os.RemoveAll(t.tmp); err != nil {
+			t.log.Error("remove images", "err", err)
+		}
+	}
+}
+
+// prepare makes FUSE daemon, capsule and handler; the lanes that they need are asked for on c.
+func (t *Target) prepare(ctx context.Context, s *session) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, prepareTime, errors.New("not prepared in time: lanes or FUSE root do not answer"))
+	defer cancel()
+	opt := &t.a.opt
+	err := checkJournal(t.msg.Stdio)
+	if err != nil {
+		return err
+	}
+	if t.tmp, err = tmpfsDir(t.id); err != nil {
+		return err
+	}
+	t.sink = newImageSink(t.tmp)
+	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open /dev/fuse (is the fuse module there?): %w", err)
+	}
+	defer dev.Close()
+	lc := laneConfig{ID: t.id, Token: t.msg.Token, TLSDir: opt.TLSDir, Allow: opt.Allow}
+	fuse, err := startFuseDaemon(opt.Exe, fuseConfig{laneConfig: lc, StoreDir: t.rec.Dir, Local: localFiles()}, dev,
+		func() { t.ask(wire.LaneFiles) }, t.log)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.fuse = fuse
+	t.mu.Unlock()
+	if err := s.send(wire.MsgDial, dialMsg{Lanes: []wire.Lane{wire.LaneFiles}}); err != nil {
+		return fmt.Errorf("ask for lanes: %w", err)
+	}
+	if err := fuse.await(ctx, "ready"); err != nil {
+		return fmt.Errorf("start FUSE daemon: %w", err)
+	}
+	t.capsule, err = restore.Start(ctx, restore.Options{
+		ID: t.id, Exe: opt.Exe, CriuPrefix: opt.CRIUPref, CriuPath: opt.CRIUPath, ImagesDir: t.tmp, Fuse: dev,
+		Hostname: t.msg.HostName, PIDs: t.msg.PIDs,
+		MemoryMax: t.msg.MemoryMax, CPUMax: t.msg.CPUMax, PidsMax: t.msg.PidsMax, Log: t.log,
+	})
+	if err != nil {
+		return fmt.Errorf("make capsule: %w", err)
+	}
+	handler, err := t.capsule.StartHandler(ctx, restore.HandlerOptions{
+		TLSDir: opt.TLSDir, Token: t.msg.Token, Allow: opt.Allow,
+		OnLaneLost: func(l wire.Lane) { t.ask(l) },
+	})
+	if err != nil {
+		return fmt.Errorf("start handler: %w", err)
+	}
+	t.mu.Lock()
+	t.handler = handler
+	t.mu.Unlock()
+	return t.awaitLanes(ctx, s)
+}
+
+// awaitLanes asks for the lanes that the handler wants and waits until both are given: CRIU's restore itself needs pages.
+func (t *Target) awaitLanes(ctx context.Context, s *session) error {
+	missing := map[wire.Lane]bool{wire.LaneUrgent: true, wire.LaneBulk: true}
+	for len(missing) > 0 {
+		select {
+		case lanes := <-t.want:
+			if err := s.send(wire.MsgDial, dialMsg{Lanes: lanes}); err != nil {
+				return fmt.Errorf("ask for lanes: %w", err)
+			}
+		case l := <-t.given:
+			delete(missing, l)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// localFiles are served by the target until the grant: CRIU's cache of what the kernel can do, which saves 30 ms.
+func localFiles() map[string][]byte {
+	b, err := os.ReadFile("/run/criu.kdat")
+	if err != nil || len(b) > 64<<10 {
+		return nil
+	}
+	return map[string][]byte{"/run/criu.kdat": b}
+}
+
+// untilGranted is prepare … granted.
+func (t *Target) untilGranted(ctx context.Context, s *session) error {
+	if err := t.prepare(ctx, s); err != nil {
+		return err
+	}
+	if err := s.send(wire.MsgPrepared, nil); err != nil {
+		return fmt.Errorf("say prepared: %w", err)
+	}
+	for {
+		select {
+		case f, ok := <-s.frames:
+			if !ok {
+				return fmt.Errorf("source is lost before the grant: %w", s.err)
+			}
+			done, err := t.beforeGrant(ctx, s, f)
+			if done || err != nil {
+				return err
+			}
+		case lanes := <-t.want:
+			t.askFor(s, lanes...)
+		case l := <-t.given:
+			delete(t.missing, l)
+		case e, ok := <-t.capsule.Events():
+			if !ok || e.Kind == restore.EventExited {
+				return errors.New("the capsule has ended before the grant")
+			}
+		case <-t.stop:
+			return errors.New("the agent ends")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// beforeGrant handles one message; true: the tree runs here.
+func (t *Target) beforeGrant(ctx context.Context, s *session, f frame) (bool, error) {
+	switch f.h.Type {
+	case wire.MsgClock:
+		return false, answerClock(s.c, f.h, f.p)
+	case wire.MsgImages:
+		if t.State() == Prepare {
+			if err := t.enter(Frozen, ""); err != nil {
+				return false, err
+			}
+			park(t.log, "images")
+		}
+		return false, t.sink.piece(f.p)
+	case wire.MsgRestore:
+		var m restoreMsg
+		if err := decode(f.p, &m); err != nil {
+			return false, err
+		}
+		return t.restore(ctx, s, m)
+	case wire.MsgAbort:
+		return false, errors.New("the source gave up")
+	case wire.MsgError:
+		return false, wire.ParseError(f.p)
+	}
+	return false, fmt.Errorf("message %d of the source before the grant", f.h.Type)
+}
+
+// restore brings the tree up to its first instruction, asks, and lets go when granted.
+func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, error) {
+	began := time.Now()
+	if err := images.Validate(t.tmp); err != nil {
+		return false, fmt.Errorf("images of the source: %w", err)
+	}
+	early, err := decodeEarly(t.sink.early)
+	if err != nil {
+		return false, err
+	}
+	opt := restore.RestoreOptions{Tasks: m.Tasks, TCPClose: m.TCPClose, FileLocks: m.FileLocks, ShellJob: m.ShellJob, Fixups: fixups(m.Fixups)}
+	if err := t.openStdio(ctx, m.Stdio, s); err != nil {
+		return false, err
+	}
+	opt.Inherit = t.stdio.inherits
+	for _, p := range early {
+		opt.Early = append(opt.Early, restore.EarlyPage{Task: p.Task, Addr: p.Addr, Data: p.Data})
+	}
+	park(t.log, "restore")
+	if err := t.beforeGrantAside(ctx, s, func(ctx context.Context) error { return t.capsule.Restore(ctx, opt) }); err != nil {
+		return false, fmt.Errorf("restore tree: %w", err)
+	}
+	t.stdio.restored()
+	ms := float64(time.Since(began).Microseconds()) / 1000
+	if err := t.enter(Asked, ""); err != nil {
+		return false, err
+	}
+	park(t.log, "asked")
+	if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: ms}); err != nil {
+		t.log.Warn("ask for the grant", "err", err) // asked again on the next connection
+	}
+	granted, err := t.awaitGrant(s, ms)
+	if err != nil || !granted {
+		return false, err
+	}
+	return true, t.letGo(ctx)
+}
+
+// letGo is after the grant: from here the tree runs only here, and nothing may kill it.
+func (t *Target) letGo(ctx context.Context) error {
+	for {
+		err := t.enter(Granted, "")
+		if err == nil {
+			break
+		}
+		// The source has given the tree away: it must not be lost because a disk is full here. It waits until there is room.
+		t.log.Error("the grant can't be recorded; the tree is held until it can", "err", err)
+		select {
+		case <-time.After(time.Second):
+		case <-t.stop:
+			return err
+		}
+	}
+	return t.afterGrantAside(func() error {
+		if err := t.capsule.Finish(ctx); err != nil { // while changes are still kept here: criu removes what it made
+			return err
+		}
+		if err := t.fuse.granted(ctx); err != nil {
+			return err
+		}
+		r, err := t.capsule.Release(ctx)
+		if err != nil {
+			return fmt.Errorf("let the tree go: %w", err)
+		}
+		t.resumed = &resumedMsg{At: r.At.UnixNano(), PID: r.PID}
+		return nil
+	})
+}
+
+// tmpfsBases are where images may lie while they are needed.
+var tmpfsBases = []string{"/run", "/dev/shm", "/tmp"}
+
+// tmpfsDir makes a directory in memory: images are memory of the tree and never touch a disk.
+func tmpfsDir(id wire.ID) (string, error) {
+	for _, base := range tmpfsBases {
+		var st unix.Statfs_t
+		if unix.Statfs(base, &st) != nil || st.Type != unix.TMPFS_MAGIC {
+			continue
+		}
+		dir, err := os.MkdirTemp(base, "lazymig-"+id.String()[:8]+"-")
+		if err != nil {
+			return "", fmt.Errorf("make directory for images: %w", err)
+		}
+		return dir, nil
+	}
+	return "", errors.New("no tmpfs for images at /run, /dev/shm or /tmp: mount one")
+}

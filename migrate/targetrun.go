@@ -1,0 +1,186 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lazymig/lazymig/restore"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// awaitGrant waits for the source's word. A lost connection is waited for: "asked" is on disk, so the source may have granted.
+func (t *Target) awaitGrant(s *session, restoreMS float64) (bool, error) {
+	frames := s.frames
+	for {
+		select {
+		case f, ok := <-frames:
+			switch {
+			case !ok:
+				t.log.Warn("source is lost after the question; the tree is held until it comes back", "err", s.err)
+				frames = nil
+			case f.h.Type == wire.MsgGrant:
+				t.adopt(s)
+				return true, nil
+			case f.h.Type == wire.MsgAbort:
+				return false, errors.New("the source does not grant")
+			case f.h.Type == wire.MsgClock:
+				if err := answerClock(s.c, f.h, f.p); err != nil {
+					t.log.Warn("answer clock", "err", err)
+				}
+			default:
+				t.log.Warn("unexpected message while asked", "type", f.h.Type)
+			}
+		case n := <-t.sessions:
+			s.close()
+			s, frames = n, n.frames
+			t.greet(s)
+			if n.peer.State == Aborted {
+				n.close()
+				return false, errors.New("the source has given up: " + n.peer.Note)
+			}
+			if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: restoreMS}); err != nil {
+				t.log.Warn("ask for the grant", "err", err)
+			}
+			t.askAgain(s)
+		case lanes := <-t.want:
+			if frames == nil {
+				t.askFor(nil, lanes...)
+			} else {
+				t.askFor(s, lanes...)
+			}
+		case l := <-t.given:
+			delete(t.missing, l)
+		case e, ok := <-t.capsule.Events():
+			if !ok || e.Kind == restore.EventExited {
+				return false, errors.New("the capsule has ended before the grant")
+			}
+		case <-t.stop:
+			return false, errors.New("the agent ends; the tree that it held is killed and never ran")
+		}
+	}
+}
+
+// adopt keeps the session for what follows.
+func (t *Target) adopt(s *session) {
+	if t.cur != nil && t.cur != s {
+		t.cur.close()
+	}
+	t.cur = s
+	t.stdio.streams().attach(s)
+}
+
+// greet tells a returning source where this side stands, and what it may have missed.
+func (t *Target) greet(s *session) {
+	err := s.send(wire.MsgState, stateMsg{State: t.State()})
+	if err == nil && t.resumed != nil {
+		err = s.send(wire.MsgResumed, t.resumed)
+	}
+	if err == nil && t.drained != nil {
+		err = s.send(wire.MsgDrained, t.drained)
+	}
+	if err == nil && t.told {
+		err = s.send(wire.MsgExited, t.exited)
+	}
+	if err != nil {
+		t.log.Warn("greet source", "err", err) // it will come again
+	}
+}
+
+// whileRunning is resumed … ended: the tree runs here, whatever happens to the connection.
+func (t *Target) whileRunning() error {
+	if err := t.enter(Resumed, ""); err != nil {
+		t.log.Error("the tree runs, but that could not be recorded", "err", err)
+	}
+	t.stdio.start()
+	t.tell(wire.MsgResumed, t.resumed)
+	if err := t.capsule.StartDrain(); err != nil {
+		t.log.Error("start drain", "err", err)
+	}
+	for {
+		select {
+		case f, ok := <-t.frames():
+			t.ranFrame(f, ok)
+		case s := <-t.sessions:
+			t.adopt(s)
+			t.greet(s)
+			t.askAgain(s)
+		case lanes := <-t.want:
+			t.askFor(t.cur, lanes...)
+		case l := <-t.given:
+			delete(t.missing, l)
+		case e, ok := <-t.capsule.Events():
+			if !ok { // the last process has ended, and with it the guardian
+				return t.ended()
+			}
+			t.event(e)
+		case <-t.stop:
+			t.keep = true
+			return errors.New("the agent ends while the tree runs; it goes on, and waits for pages and files that are not here")
+		}
+	}
+}
+
+// event handles what the capsule tells.
+func (t *Target) event(e restore.Event) {
+	switch e.Kind {
+	case restore.EventProgress, restore.EventDrained:
+		m := &progressMsg{
+			Left: e.Stats.Left * pageSize, Copied: e.Stats.BytesCopied, Faults: e.Stats.Faults,
+			FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us),
+		}
+		if e.Kind == restore.EventProgress {
+			t.tell(wire.MsgProgress, m)
+			return
+		}
+		t.drained = m
+		if err := t.enter(Drained, ""); err != nil {
+			t.log.Error("record drained", "err", err)
+		}
+		t.log.Info("drained", "faults", e.Stats.Faults, "bytes", e.Stats.BytesCopied)
+		t.tell(wire.MsgDrained, m)
+	case restore.EventProblem:
+		t.log.Error("capsule", "problem", e.Text)
+	case restore.EventExited:
+		t.exited = &exitedMsg{Status: e.Status} // others of the tree may live on
+	}
+}
+
+// tell sends if there is a connection; greet says it again to the next one.
+func (t *Target) tell(m wire.Type, v any) {
+	if t.cur == nil {
+		return
+	}
+	if err := t.cur.send(m, v); err != nil {
+		t.log.Warn("tell source", "message", m, "err", err)
+	}
+}
+
+const endTime = 5 * time.Second
+
+// ended is after the end of the tree: all is taken away while files are still served, then the source is told, so that it may stop.
+func (t *Target) ended() error {
+	if t.exited == nil {
+		t.exited = &exitedMsg{Status: -1}
+	}
+	t.cleanup()
+	t.flushStdio()
+	t.told = true
+	t.log.Info("the tree has ended", "status", t.exited.Status)
+	err := t.enter(Ended, fmt.Sprintf("status %d", t.exited.Status))
+	t.tell(wire.MsgExited, t.exited)
+	if t.cur == nil {
+		return err
+	}
+	late := time.After(endTime)
+	for {
+		select {
+		case f, ok := <-t.cur.frames:
+			if !ok || f.h.Type == wire.MsgEnd {
+				return err
+			}
+		case <-late:
+			return err
+		}
+	}
+}
