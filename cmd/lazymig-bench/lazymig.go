@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/lazymig/lazymig/lab"
+	"github.com/lazymig/lazymig/migrate"
+)
+
+const agentPort = "7070"
+
+// moveByLazymig runs the very command of a user.
+func (b *bench) moveByLazymig(ctx context.Context, l *lab.Lab, p *process) (_ *outcome, err error) {
+	agent := l.B.Command(ctx, b.lazymig, "agent", "--listen", l.B.Addr+":"+agentPort, "--tls-dir", b.keys)
+	var agentLog bytes.Buffer
+	agent.Stderr = &agentLog
+	said, err := agent.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := agent.Start(); err != nil {
+		return nil, fmt.Errorf("start agent: %w", err)
+	}
+	stop := func() error {
+		_ = agent.Process.Signal(syscall.SIGTERM)
+		return agent.Wait()
+	}
+	defer func() {
+		if err != nil {
+			_ = stop() // the error is told
+		}
+	}()
+	if line, err := bufio.NewReader(said).ReadString('\n'); err != nil || !strings.Contains(line, "listens") {
+		return nil, fmt.Errorf("start agent: it says %q\n%s", line, agentLog.String())
+	}
+	cmd := l.A.Command(ctx, b.lazymig, "migrate", "--json", "--pid", strconv.Itoa(p.pid), "--to", l.B.Addr+":"+agentPort, "--tls-dir", b.keys)
+	var out, errOut bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errOut
+	if err := cmd.Run(); err != nil {
+		logs, _ := l.A.Command(ctx, "/bin/sh", "-c", "tail -n 40 /var/lib/lazymig/*.log").CombinedOutput()
+		if b.verbose {
+			fmt.Fprintf(os.Stderr, "--- agent's log\n%s\n--- source's log\n%s\n", agentLog.String(), logs)
+		}
+		return nil, fmt.Errorf("lazymig migrate: %w\n%s", err, errOut.String())
+	}
+	o := &outcome{resultOn: l.A, end: stop} // the result goes through the agent's FUSE daemon
+	var drainMS float64
+	for line := range bytes.Lines(out.Bytes()) {
+		var e migrate.Event
+		if err := json.Unmarshal(line, &e); err != nil {
+			return nil, fmt.Errorf("event %q: %w", line, err)
+		}
+		switch e.Event {
+		case "frozen":
+			o.frozen = e.Time
+		case "resumed":
+			o.pid, o.downtimeMS, o.resumed = e.TargetPID, e.DowntimeMS, e.Time
+		case "done":
+			o.dumpMS, o.transferMS, o.restoreMS, o.grantMS = e.DumpMS, e.TransferMS, e.RestoreMS, e.GrantMS
+			o.bytes, o.faultP50, o.faultP99, drainMS = e.MemoryBytes, e.FaultP50US, e.FaultP99US, e.DrainMS
+		}
+	}
+	if o.pid == 0 || drainMS == 0 || o.frozen.IsZero() {
+		return nil, errors.New("lazymig migrate: its events are not complete")
+	}
+	o.drained = o.resumed.Add(time.Duration(drainMS * float64(time.Millisecond)))
+	return o, nil
+}
+
+// said is the output of a failed command, for people.
+func said(what string, err error, out []byte) error {
+	return fmt.Errorf("%s: %w\n%s", what, err, out)
+}
+
+func statusError(ws syscall.WaitStatus) error {
+	if ws.Exited() && ws.ExitStatus() == 0 {
+		return nil
+	}
+	return fmt.Errorf("ended with status %#x", uint32(ws))
+}

@@ -1,0 +1,181 @@
+// Command lazymig-bench moves one workload by lazymig, by stock CRIU with lazy pages, and by plain dump, copy and restore, in
+// one run on one machine, and prints what each costs. The workload (testdata/workload.c) takes pause and faults itself.
+//
+// Each move has a fresh lab. What stock CRIU needs is given to it: its pipe limits are raised (and put back), its cache of
+// kernel features is warm, its images go to the other host by a copy from tmpfs to tmpfs, its pages without encryption.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/lazymig/lazymig/keys"
+	"github.com/lazymig/lazymig/lab"
+	"github.com/lazymig/lazymig/setup"
+)
+
+func main() {
+	lab.MaybeInit()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "lazymig-bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// bench is what all moves share.
+type bench struct {
+	lazymig  string
+	criu     string
+	self     string
+	workload string
+	keys     string
+	share    []string
+	cpu      *cpuMeter
+	gap      time.Duration // between the toucher's touches
+	verbose  bool
+}
+
+// systems in the order of the tables; their names are the -systems flag's.
+var systems = []struct {
+	name, what string
+	move       func(*bench, context.Context, *lab.Lab, *process) (*outcome, error)
+}{
+	{"lazymig", "lazymig", (*bench).moveByLazymig},
+	{"stock", "CRIU lazy-pages", (*bench).moveByStock},
+	{"plain", "CRIU dump, copy, restore", (*bench).moveByPlain},
+}
+
+func run(ctx context.Context) (err error) {
+	sizes := flag.String("sizes", "64,512,2048,8192", "memory `sizes` in MB")
+	plain := flag.String("plain", "64,512,2048", "`sizes` for plain dump and restore (its images need memory three times)")
+	which := flag.String("systems", "lazymig,stock,plain", "what is measured")
+	runs := flag.Int("runs", 3, "moves of each kind; medians are printed")
+	gap := flag.Duration("gap", 500*time.Microsecond, "between two touches of random pages")
+	out := flag.String("out", "docs/benchmarks.md", "report to `FILE` below the project; empty: none")
+	program := flag.String("lazymig", "bin/lazymig", "the program, below the project's bin")
+	verbose := flag.Bool("v", false, "print each move's details and logs of failures")
+	flag.Parse()
+	all, err := parseSizes(*sizes)
+	if err != nil {
+		return err
+	}
+	small, err := parseSizes(*plain)
+	if err != nil {
+		return err
+	}
+	root, err := projectRoot()
+	if err != nil {
+		return err
+	}
+	b := &bench{lazymig: filepath.Join(root, *program), gap: *gap, verbose: *verbose}
+	if b.criu, err = setup.Find(""); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp(filepath.Join(root, "bin"), ".bench-")
+	if err != nil {
+		return fmt.Errorf("make a directory for the run: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	b.self, b.workload, b.keys = filepath.Join(dir, "bench"), filepath.Join(dir, "workload"), filepath.Join(dir, "keys")
+	if err := errors.Join(copySelf(b.self), compileWorkload(ctx, b.workload), keys.Init(b.keys), keys.Host(b.keys, "10.77.0.1", "10.77.0.2")); err != nil {
+		return err
+	}
+	b.share = append(lab.ProjectShare(root), filepath.Join(root, "bin"))
+	if b.cpu, err = newCPUMeter(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.cpu.close()) }()
+	putBack, err := raisePipes()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, putBack()) }()
+
+	r := &report{sizes: all, runs: *runs, args: os.Args[1:]}
+	r.machine.look()
+	for _, mb := range all {
+		for n := range *runs { // systems take turns, so that a slow minute hits all
+			for _, s := range systems {
+				if !has(strings.Split(*which, ","), s.name) || s.name == "plain" && !has(small, mb) {
+					continue
+				}
+				if err := warmMemory(ctx, mb); err != nil {
+					return err
+				}
+				o, err := b.measure(ctx, mb, s.move)
+				if err != nil {
+					return fmt.Errorf("move %d MB by %s: %w", mb, s.what, err)
+				}
+				fmt.Printf("%-8s %5d MB  run %d  %s\n", s.name, mb, n+1, o)
+				r.add(s.name, mb, o)
+			}
+		}
+	}
+	r.machine.lookAgain()
+	text := r.markdown()
+	fmt.Println("\n" + text)
+	if *out != "" {
+		path := filepath.Join(root, *out)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
+			return fmt.Errorf("write report: %w", err)
+		}
+	}
+	return r.lastLine(os.Stdout)
+}
+
+func has[T comparable](l []T, v T) bool {
+	return slices.Contains(l, v)
+}
+
+func parseSizes(s string) ([]int, error) {
+	var out []int
+	for _, f := range strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' }) {
+		n, err := strconv.Atoi(f)
+		if err != nil || n < 1 || n > 1<<20 {
+			return nil, fmt.Errorf("size %q is no number of megabytes", f)
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+// projectRoot is the checkout that the working directory lies in.
+func projectRoot() (string, error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for d := wd; ; d = filepath.Dir(d) {
+		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil {
+			return d, nil
+		}
+		if d == "/" {
+			return "", fmt.Errorf("no go.mod above %s: run it in the project", wd)
+		}
+	}
+}
+
+// copySelf puts this program where both hosts see it.
+func copySelf(to string) error {
+	b, err := os.ReadFile("/proc/self/exe")
+	if err == nil {
+		err = os.WriteFile(to, b, 0o755)
+	}
+	if err != nil {
+		return fmt.Errorf("copy own program: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/lazymig/lazymig/internal/criu"
+	"github.com/lazymig/lazymig/migrate"
+)
+
+func agentCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "agent",
+		Usage: "accept process trees on this host",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "listen", Usage: "`ADDR:PORT`"},
+			&cli.StringSliceFlag{Name: "allow", Usage: "`NAME` of a certificate that may connect (repeatable; default: all of this CA)"},
+			stateDirFlag(), tlsDirFlag(), criuFlag(),
+			&cli.BoolFlag{Name: "debug", Usage: "log more"},
+		},
+		Action: func(c *cli.Context) error {
+			if err := none(c); err != nil {
+				return err
+			}
+			if c.String("listen") == "" {
+				return usage("agent needs --listen ADDR:PORT")
+			}
+			exe, err := self()
+			if err != nil {
+				return err
+			}
+			path, prefix, err := criu.Find(c.String("criu"))
+			if err != nil {
+				return err
+			}
+			a, err := migrate.NewAgent(migrate.AgentOptions{
+				Listen: c.String("listen"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"), Allow: c.StringSlice("allow"),
+				Exe: exe, CRIUPath: path, CRIUPref: prefix, Log: logger(c.Bool("debug"), true),
+			})
+			if err != nil {
+				return err
+			}
+			fmt.Printf("lazymig agent listens on %v\n", a.Addr())
+			return a.Serve(c.Context)
+		},
+	}
+}

@@ -1,0 +1,34 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"github.com/lazymig/lazymig/keys"
+)
+
+func keysCommand() *cli.Command {
+	return &cli.Command{
+		Name: "keys", Usage: "certificates by which hosts trust each other",
+		Subcommands: []*cli.Command{
+			{
+				Name: "init", Usage: "make a CA", ArgsUsage: "DIR",
+				Action: func(c *cli.Context) error {
+					dir, err := one(c, "directory")
+					if err != nil {
+						return err
+					}
+					return keys.Init(dir)
+				},
+			},
+			{
+				Name: "host", Usage: "make a certificate with all names and addresses of the hosts", ArgsUsage: "DIR NAME-OR-ADDRESS…",
+				Action: func(c *cli.Context) error {
+					if c.NArg() < 2 {
+						return usage("keys host takes a directory and at least one name or address")
+					}
+					return keys.Host(c.Args().First(), c.Args().Tail()...)
+				},
+			},
+		},
+	}
+}

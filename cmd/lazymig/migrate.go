@@ -1,0 +1,205 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/lazymig/lazymig/internal/criu"
+	"github.com/lazymig/lazymig/migrate"
+	"github.com/lazymig/lazymig/wire"
+)
+
+func migrateCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "migrate",
+		Usage: "move a process and its children to another host",
+		Flags: []cli.Flag{
+			&cli.IntFlag{Name: "pid", Usage: "root of the tree"},
+			&cli.StringFlag{Name: "to", Usage: "agent's `ADDR:PORT`"},
+			&cli.StringFlag{Name: "until", Value: "drained", Usage: "return when `resumed` (it runs there) or drained (all memory is there)"},
+			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "where standard streams go that others hold too: `relay` (to where they went, by the source), journal (the target's), null, or a file on the target"},
+			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
+			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
+			&cli.StringFlag{Name: "log", Usage: "`FILE` for the log of the process that serves the tree (default: beside its record)"},
+		},
+		Action: doMigrate,
+	}
+}
+
+func doMigrate(c *cli.Context) error {
+	if err := none(c); err != nil {
+		return err
+	}
+	until := c.String("until")
+	if until != "resumed" && until != "drained" {
+		return usage("--until %q: resumed or drained", until)
+	}
+	if _, _, err := net.SplitHostPort(c.String("to")); err != nil {
+		return usage("--to: %v", err)
+	}
+	if c.Int("pid") < 1 {
+		return usage("--pid %d is no process", c.Int("pid"))
+	}
+	if s := c.String("stdio"); !migrate.CheckStdio(s) {
+		return usage("--stdio %q: relay, journal, null, or an absolute path on the target", s)
+	}
+	exe, err := self()
+	if err != nil {
+		return err
+	}
+	path, prefix, err := criu.Find(c.String("criu"))
+	if err != nil {
+		return &exitErr{exitPreflight, err}
+	}
+	id := wire.NewID()
+	logTo, err := logFile(c, id)
+	if err != nil {
+		return err
+	}
+	defer logTo.Close()
+	v, err := migrate.Start(migrate.SourceOptions{
+		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
+		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Stdio: c.String("stdio"), Exe: exe,
+	}, logTo)
+	if err != nil {
+		return err
+	}
+	defer v.Close()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // ends with the command
+		select {
+		case <-c.Done():
+			_ = v.Abort() // a process that is gone tells so by Next
+		case <-stop:
+		}
+	}()
+	return follow(c, v, newPrinter(c.Bool("json")), until)
+}
+
+// logFile is where the source's process logs; it outlives this command.
+func logFile(c *cli.Context, id wire.ID) (*os.File, error) {
+	p := c.String("log")
+	if p == "" {
+		if err := os.MkdirAll(c.String("state-dir"), 0o700); err != nil {
+			return nil, fmt.Errorf("make state directory: %w", err)
+		}
+		p = migrate.LogPath(c.String("state-dir"), id)
+	}
+	f, err := os.OpenFile(p, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	return f, nil
+}
+
+// follow prints events until the one that the user waits for. After the handover an interrupt ends the view only.
+func follow(c *cli.Context, v *migrate.View, p *printer, until string) error {
+	handed := false
+	for {
+		e, err := v.Next()
+		if errors.Is(err, migrate.ErrSourceGone) {
+			if handed {
+				return &exitErr{exitHanded, fmt.Errorf("%w after the handover; `lazymig status` tells more", err)}
+			}
+			return &exitErr{exitRunning, fmt.Errorf("%w before the handover: the tree runs as before", err)}
+		}
+		if err != nil {
+			return err
+		}
+		p.print(e)
+		switch e.Event {
+		case "resumed":
+			handed = true
+			if until == "resumed" {
+				return nil
+			}
+		case "done", "exited":
+			return nil
+		case "failed":
+			return failure(e)
+		}
+		if handed && c.Err() != nil {
+			return fmt.Errorf("the view ends; migration %s goes on, see `lazymig status %s`", e.ID, e.ID)
+		}
+	}
+}
+
+func failure(e migrate.Event) error {
+	err := fmt.Errorf("%s failed: %s (source: %s)", e.Stage, e.Error, e.SourceState)
+	switch {
+	case e.Stage == "preflight":
+		return &exitErr{exitPreflight, err}
+	case e.SourceState == "running":
+		return &exitErr{exitRunning, err}
+	}
+	return &exitErr{exitHanded, err}
+}
+
+// printer shows events to people or programs.
+type printer struct {
+	json  bool
+	total uint64 // memory, bytes
+	bar   bool   // the last line is a bar
+}
+
+func newPrinter(asJSON bool) *printer { return &printer{json: asJSON} }
+
+func (p *printer) print(e migrate.Event) {
+	if p.json {
+		b, err := json.Marshal(e)
+		if err != nil {
+			panic(err) // own type
+		}
+		fmt.Println(string(b))
+		return
+	}
+	if e.Event == "progress" {
+		p.progress(e)
+		return
+	}
+	if p.bar {
+		fmt.Println()
+		p.bar = false
+	}
+	switch e.Event {
+	case "prepared":
+		fmt.Printf("migration %s: both hosts are ready\n", e.ID)
+	case "notice":
+		fmt.Printf("  note: %s\n", e.Text)
+	case "frozen":
+		fmt.Println("  frozen")
+	case "resumed":
+		p.total = e.MemoryBytes
+		fmt.Printf("  resumed on the target as PID %d; frozen for %.1f ms (± %.1f): dump %.1f, transfer %.1f, restore %.1f, handover %.1f\n",
+			e.TargetPID, e.DowntimeMS, e.ClockErrMS, e.DumpMS, e.TransferMS, e.RestoreMS, e.GrantMS)
+		if e.TCPClosed > 0 {
+			fmt.Printf("  %d established TCP connections are closed on the target\n", e.TCPClosed)
+		}
+	case "drained":
+	case "done":
+		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs; %d files forwarded\n",
+			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, e.Forwarded)
+	case "exited":
+		fmt.Printf("  the process has ended on the target (wait status %d)\n", *e.Status)
+	case "failed": // the error that the command returns tells it
+	}
+}
+
+const barWidth = 40
+
+func (p *printer) progress(e migrate.Event) {
+	if p.total == 0 {
+		return
+	}
+	done := 1 - float64(min(e.LeftBytes, p.total))/float64(p.total)
+	n := int(done * barWidth)
+	fmt.Printf("\r  [%s%s] %3.0f %%, %d MB left, %d faults ", strings.Repeat("#", n), strings.Repeat(".", barWidth-n), done*100, e.LeftBytes>>20, e.Faults)
+	p.bar = true
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/lazymig/lazymig/migrate"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// shown is a migration as list and status print it.
+type shown struct {
+	ID    string          `json:"id"`
+	Side  migrate.Side    `json:"side"`
+	State migrate.State   `json:"state"`
+	Since time.Time       `json:"since"`
+	Peer  string          `json:"peer"`
+	PID   int             `json:"pid,omitempty"`
+	Note  string          `json:"note,omitempty"`
+	Live  *migrate.Status `json:"live,omitempty"`
+}
+
+func show(c *cli.Context, want *wire.ID) error {
+	all, err := migrate.List(c.String("state-dir"))
+	found := false
+	for _, k := range all {
+		if want != nil && k.ID != *want {
+			continue
+		}
+		found = true
+		e := k.Last()
+		s := shown{ID: k.ID.String(), Side: e.Side, State: e.State, Since: e.Time, Peer: e.Peer, PID: e.PID, Note: e.Note}
+		if want != nil && e.Side == migrate.SideSource && !e.State.Final() {
+			live, lerr := migrate.Ask(c.String("state-dir"), k.ID, "status")
+			if lerr != nil {
+				live.Error = lerr.Error()
+			}
+			s.Live = &live
+		}
+		s.print(c.Bool("json"))
+	}
+	if want != nil && !found {
+		return fmt.Errorf("%s has no record of migration %v", c.String("state-dir"), *want)
+	}
+	return err
+}
+
+func (s shown) print(asJSON bool) {
+	if asJSON {
+		b, err := json.Marshal(s)
+		if err != nil {
+			panic(err) // own type
+		}
+		fmt.Println(string(b))
+		return
+	}
+	fmt.Printf("%s  %-6s  %-8s  %s  %s  %s\n", s.ID, s.Side, s.State, s.Since.Format(time.DateTime), s.Peer, s.Note)
+	if s.Live == nil {
+		return
+	}
+	if s.Live.Error != "" {
+		fmt.Printf("  %s\n", s.Live.Error)
+		return
+	}
+	fmt.Printf("  residual dependency: %s\n", residual(s.Live))
+	if !s.Live.AwaySince.IsZero() {
+		fmt.Printf("  the target has not answered since %s\n", s.Live.AwaySince.Format(time.DateTime))
+	}
+}
+
+func residual(l *migrate.Status) string {
+	switch l.State {
+	case migrate.Resumed, migrate.Granted:
+		return fmt.Sprintf("pages (%d MB left), files", l.LeftBytes>>20)
+	case migrate.Drained:
+		return "files"
+	}
+	return "none"
+}
+
+func listCommand() *cli.Command {
+	return &cli.Command{
+		Name: "list", Usage: "migrations that this host has records of", Flags: []cli.Flag{stateDirFlag(), jsonFlag()},
+		Action: func(c *cli.Context) error {
+			if err := none(c); err != nil {
+				return err
+			}
+			return show(c, nil)
+		},
+	}
+}
+
+func withID(f func(*cli.Context, wire.ID) error) cli.ActionFunc {
+	return func(c *cli.Context) error {
+		a, err := one(c, "migration ID")
+		if err != nil {
+			return err
+		}
+		id, err := wire.ParseID(a)
+		if err != nil {
+			return usage("%v", err)
+		}
+		return f(c, id)
+	}
+}
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name: "status", Usage: "where a migration stands, and what the process still needs from its source", ArgsUsage: "ID",
+		Flags:  []cli.Flag{stateDirFlag(), jsonFlag()},
+		Action: withID(func(c *cli.Context, id wire.ID) error { return show(c, &id) }),
+	}
+}
+
+func abortCommand() *cli.Command {
+	return &cli.Command{
+		Name: "abort", Usage: "give a migration up before its handover: the process goes on here", ArgsUsage: "ID",
+		Flags: []cli.Flag{stateDirFlag()},
+		Action: withID(func(c *cli.Context, id wire.ID) error {
+			if _, err := migrate.Ask(c.String("state-dir"), id, "abort"); err != nil {
+				return err
+			}
+			fmt.Fprintln(os.Stderr, "aborting; `lazymig status` tells when it has ended")
+			return nil
+		}),
+	}
+}
+
+func forgetCommand() *cli.Command {
+	return &cli.Command{
+		Name: "forget", Usage: "remove the record of a migration that is over", ArgsUsage: "ID", Flags: []cli.Flag{stateDirFlag()},
+		Action: withID(func(c *cli.Context, id wire.ID) error { return migrate.Forget(c.String("state-dir"), id) }),
+	}
+}
