@@ -1,0 +1,91 @@
+package e2e
+
+import (
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// lines counts the journal's lines on the source's host.
+func (r *rig) lines(path string) int {
+	r.t.Helper()
+	b, err := os.ReadFile(r.l.A.Path(path))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return strings.Count(string(b), "\n")
+}
+
+// TestCutWhileDrained cuts the network while a moved program changes files at the source, until both sides have given their connections up, and
+// for moments that they sleep through: each change is done exactly once.
+func TestCutWhileDrained(t *testing.T) {
+	r := newHosts(t, "journal")
+	ag := r.agent(r.l.B)
+	r.sh(r.l.A, "mkdir /srv/j")
+	const journal = "/srv/j/journal"
+	p := r.spawn(r.l.A, r.dir+"/journal", "/srv/j")
+	grows := func(n int) {
+		t.Helper()
+		was := r.lines(journal)
+		r.eventually("journal to grow", func() bool { return r.lines(journal) > was+n })
+	}
+	r.eventually("journal to begin", func() bool { return r.sh(r.l.A, "cat "+journal+" 2>/dev/null; true") != "" })
+	pid, _ := r.move(r.l.A, r.l.B, p.Pid)
+	grows(50)
+	for n := range 2 {
+		if err := r.l.CutLink(r.ctx); err != nil {
+			t.Fatal(err)
+		}
+		r.eventually("both sides to notice", func() bool {
+			return strings.Count(ag.log.String(), "source's files is lost") > n &&
+				strings.Count(r.sh(r.l.A, "cat /var/lib/lazymig/*.log"), "target is lost") > n
+		})
+		if err := r.l.RestoreLink(r.ctx); err != nil {
+			t.Fatal(err)
+		}
+		grows(50)
+	}
+	for range 2 { // TCP bridges these
+		if err := r.l.CutLink(r.ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := r.l.RestoreLink(r.ctx); err != nil {
+			t.Fatal(err)
+		}
+		grows(5)
+	}
+	r.end(r.l.B, pid, "TERM")
+	b, err := os.ReadFile(r.l.A.Path(journal))
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+	for i, s := range all {
+		if s != strconv.Itoa(i+1) {
+			t.Fatalf("line %d of %d is %q", i+1, len(all), s)
+		}
+	}
+	t.Logf("%d lines", len(all))
+	r.clean()
+}
+
+// TestCutInRestore cuts the network while the target restores and needs pages and files for that: both sides give up by themselves.
+func TestCutInRestore(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=restore:" + gate})
+	ch := r.checker(r.l.A, 64, 2)
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.parked(ag)
+	if err := r.l.CutLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.sh(r.l.B, "touch "+gate)
+	m := g.wait()
+	r.eventually("B to give up", func() bool { return slices.Equal(r.states(r.l.B), []string{"target aborted"}) })
+	if err := r.l.RestoreLink(r.ctx); err != nil { // else the source's part stays a minute, to tell the target
+		t.Fatal(err)
+	}
+	r.runsOn(m, ch, 4, "control connection")
+}

@@ -1,0 +1,196 @@
+package e2e
+
+import (
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/lazymig/lazymig/keys"
+)
+
+// gate is a file that nobody makes unless a test opens it (see migrate's park).
+const gate = "/tmp/gate"
+
+// runsOn demands that a migration failed and the tree runs on the source as before, and that nothing is left on the target.
+func (r *rig) runsOn(m *moved, ch *checker, code int, want string) {
+	r.t.Helper()
+	if m.code != code || !strings.Contains(m.stderr, want) {
+		r.t.Fatalf("migrate ended with %d, want %d and %q: %s", m.code, code, want, m.stderr)
+	}
+	if f := m.get("failed"); f == nil || f.SourceState != "running" {
+		r.t.Errorf("failed event: %+v", f)
+	}
+	r.goesOn(r.l.A, ch.status)
+	r.clean()
+	r.ended(r.l.A, r.l.A, ch.proc.Pid, ch.status)
+}
+
+// parked waits until an agent stands at its point.
+func (r *rig) parked(a *agent) {
+	r.t.Helper()
+	r.eventually("agent to be parked", func() bool { return strings.Contains(a.log.String(), `"parked"`) })
+}
+
+// TestRefused: the preflight refuses a tree that holds half of a pipe, before anything is touched.
+func TestRefused(t *testing.T) {
+	r := newRig(t)
+	a := r.l.A
+	r.spawn(a, "/bin/sh", "-c", "mkfifo /srv/f; exec sleep 1000 3<>/srv/f")
+	p := r.spawn(a, "/bin/sh", "-c", "until test -p /srv/f; do sleep 0.01; done; exec sleep 999 5</srv/f")
+	var pid string
+	r.eventually("sleep to run", func() bool { pid = r.sh(a, "pgrep -x -f 'sleep 999'; true"); return pid != "" })
+	m := r.try(a, r.l.B, p.Pid)
+	if m.code != 3 || m.get("frozen") != nil || !strings.Contains(m.stderr, "pipe") {
+		t.Errorf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	r.sh(a, "kill -0 "+pid)
+	r.clean()
+}
+
+// TestAgentKilled kills the agent in the middle of the transfer, before the restore, and when the tree is held: the source goes on.
+func TestAgentKilled(t *testing.T) {
+	for _, point := range []string{"images", "restore", "asked"} {
+		t.Run(point, func(t *testing.T) {
+			r := newHosts(t, "checker")
+			ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=" + point + ":" + gate})
+			ch := r.checker(r.l.A, 64, 2)
+			g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+			r.parked(ag)
+			r.sh(r.l.B, "pkill -KILL -f 'lazymig [a]gent'")
+			_ = ag.cmd.Wait() // killed
+			r.agent(r.l.B)    // takes away what is left of the other
+			r.runsOn(g.wait(), ch, 4, "control connection")
+		})
+	}
+}
+
+// TestRestoreFails kills the target's CRIU.
+func TestRestoreFails(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=restore:" + gate})
+	ch := r.checker(r.l.A, 64, 2)
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.parked(ag)
+	r.sh(r.l.B, "pkill -KILL -f '[s]bin/criu swrk'")
+	r.sh(r.l.B, "touch "+gate)
+	r.runsOn(g.wait(), ch, 4, "restore tree")
+}
+
+// TestForeignCertificate: neither side believes a certificate of another CA.
+func TestForeignCertificate(t *testing.T) {
+	r := newRig(t, "checker")
+	ch := r.checker(r.l.A, 64, 1)
+	own := r.keys
+	r.keys = filepath.Join(r.dir, "foreign")
+	if err := keys.Init(r.keys); err != nil {
+		t.Fatal(err)
+	}
+	if err := keys.Host(r.keys, r.l.A.Addr, r.l.B.Addr); err != nil {
+		t.Fatal(err)
+	}
+	m := r.try(r.l.A, r.l.B, ch.proc.Pid)
+	r.keys = own
+	r.runsOn(m, ch, 4, "certificate")
+}
+
+// TestNoRoomForImages: the target has no room in memory for the images.
+func TestNoRoomForImages(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=images:" + gate})
+	ch := r.checker(r.l.A, 64, 2)
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.parked(ag)
+	r.sh(r.l.B, "mount -o remount,size=64k /run; touch "+gate)
+	r.runsOn(g.wait(), ch, 4, "no space left on device")
+}
+
+// TestAborted: an interrupt, and `lazymig abort`, before the grant.
+func TestAborted(t *testing.T) {
+	for _, how := range []string{"interrupt", "abort"} {
+		t.Run(how, func(t *testing.T) {
+			r := newHosts(t, "checker")
+			ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=restore:" + gate})
+			ch := r.checker(r.l.A, 64, 2)
+			g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+			r.parked(ag)
+			if how == "interrupt" {
+				if err := g.cmd.Process.Signal(syscall.SIGINT); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				r.sh(r.l.A, r.lazymig+" abort $("+r.lazymig+" list --json | sed 's/.*\"id\":\"\\([0-9a-f]*\\)\".*/\\1/')")
+			}
+			m := g.wait()
+			r.sh(r.l.B, "touch "+gate)
+			r.runsOn(m, ch, 4, "aborted")
+		})
+	}
+}
+
+// TestCutBeforeTheGrant cuts the network while the target holds the tree and has not asked yet: the source gives up, its tree runs, and the
+// target learns it when the network is back, and lets go of what it holds.
+func TestCutBeforeTheGrant(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=asked:" + gate})
+	ch := r.checker(r.l.A, 64, 2)
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.parked(ag)
+	if err := r.l.CutLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := g.wait()
+	r.goesOn(r.l.A, ch.status)
+	r.sh(r.l.B, "touch "+gate)
+	r.eventually("target to wait for the source", func() bool { return strings.Contains(ag.log.String(), "source is lost after the question") })
+	if err := r.l.RestoreLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.runsOn(m, ch, 4, "control connection")
+}
+
+// TestCutAtTheGrant cuts the network between the source's grant and the target's: the tree runs nowhere until they speak again,
+// and then on the target.
+func TestCutAtTheGrant(t *testing.T) {
+	r := newHosts(t, "checker")
+	r.agent(r.l.B)
+	ch := r.checker(r.l.A, 64, 2)
+	r.sourceEnv = []string{"LAZYMIG_PARK=granted:" + gate}
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.eventually("source to grant", func() bool { return strings.Contains(r.sh(r.l.A, "cat /var/lib/lazymig/*.log; true"), "parked") })
+	if err := r.l.CutLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.sh(r.l.A, "touch "+gate)
+	r.eventually("source to notice", func() bool { return strings.Contains(r.sh(r.l.A, "cat /var/lib/lazymig/*.log"), "target is lost") })
+	_, before := r.status(r.l.A, ch.status)
+	if err := r.l.RestoreLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := g.wait()
+	if m.code != 0 {
+		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	r.eventually("checker to go on", func() bool { _, f := r.status(r.l.A, ch.status); return f != nil && f[0] > before[0] })
+	ch.verdict(r.l.A, r.l.B, m.get("resumed").TargetPID)
+	r.clean()
+}
+
+// TestAgentKilledLater kills the agent when all memory has moved: the tree goes on, its files are served without the agent, and the next one
+// notices the end and tells the source.
+func TestAgentKilledLater(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agent(r.l.B)
+	ch := r.checker(r.l.A, 64, 2)
+	pid, _ := r.move(r.l.A, r.l.B, ch.proc.Pid)
+	r.sh(r.l.B, "pkill -KILL -f 'lazymig [a]gent'")
+	_ = ag.cmd.Wait() // killed
+	r.goesOn(r.l.A, ch.status)
+	r.agent(r.l.B)
+	r.goesOn(r.l.A, ch.status)
+	ch.verdict(r.l.A, r.l.B, pid)
+	r.clean()
+	if s := r.states(r.l.A); len(s) != 1 || s[0] != "source ended" {
+		t.Errorf("records of A: %q", s)
+	}
+}

@@ -1,0 +1,357 @@
+// Package e2e moves real processes between the two hosts of a lab, by the commands that a user types, and looks at every byte.
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/keys"
+	"github.com/lazymig/lazymig/lab"
+	"github.com/lazymig/lazymig/migrate"
+)
+
+// patience ends a hang; it measures nothing.
+const patience = 5 * time.Minute
+
+const agentPort = "7070"
+
+func TestMain(m *testing.M) {
+	lab.MaybeInit()
+	closeStray()
+	kerneltest.Main(m)
+}
+
+// closeStray keeps descriptors that this process inherited from reaching trees: they would count as held outside.
+func closeStray() {
+	ents, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return
+	}
+	for _, e := range ents {
+		if n, err := strconv.Atoi(e.Name()); err == nil && n > 2 {
+			unix.CloseOnExec(n)
+		}
+	}
+}
+
+// rig is a lab with an agent on each host.
+type rig struct {
+	t         *testing.T
+	ctx       context.Context
+	l         *lab.Lab
+	lazymig   string
+	keys      string
+	dir       string // of test programs, seen on both hosts
+	agents    map[*lab.Host]*agent
+	sourceEnv []string // of lazymig migrate, for park
+}
+
+type agent struct {
+	cmd *exec.Cmd
+	log *logBuffer
+}
+
+// logBuffer is a log that may be read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+var built = sync.OnceValues(func() (string, error) {
+	root, err := repoRoot()
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(root, "bin", "lazymig")
+	cmd := exec.Command("go", append(strings.Fields("build -trimpath "+os.Getenv("LAZYMIG_BUILDFLAGS")), "-o", bin, "./cmd/lazymig")...)
+	cmd.Dir = root
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build lazymig: %w\n%s", err, out)
+	}
+	return bin, nil
+})
+
+func repoRoot() (string, error) {
+	wd, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Dir(wd), nil
+}
+
+// newRig makes the hosts, with an agent on B; programs are C sources below testdata that will be there as r.dir/NAME.
+func newRig(t *testing.T, programs ...string) *rig {
+	t.Helper()
+	r := newHosts(t, programs...)
+	r.agent(r.l.B)
+	return r
+}
+
+// newHosts is newRig without an agent.
+func newHosts(t *testing.T, programs ...string) *rig {
+	t.Helper()
+	kerneltest.Need(t, kerneltest.Root, kerneltest.Userfaultfd, kerneltest.FUSE, kerneltest.CgroupFreezer, kerneltest.CRIU, kerneltest.TimeNS)
+	kerneltest.Leaks(t)
+	bin, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	root, err := repoRoot()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	t.Cleanup(cancel)
+	r := &rig{t: t, ctx: ctx, lazymig: bin, agents: map[*lab.Host]*agent{}}
+	if r.dir, err = os.MkdirTemp(filepath.Join(root, "bin"), ".e2e-"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(r.dir) })
+	for _, p := range programs {
+		src, err := os.ReadFile(filepath.Join("testdata", p+".c"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(kerneltest.CompileC(t, string(src), "-pthread"))
+		if err == nil {
+			err = os.WriteFile(filepath.Join(r.dir, p), b, 0o755)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.keys = filepath.Join(r.dir, "keys")
+	if r.l, err = lab.Up(ctx, lab.Options{Share: append(lab.ProjectShare(root), filepath.Join(root, "bin"))}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.l.Down(); err != nil {
+			t.Errorf("take lab down: %v", err)
+		}
+	})
+	if err := errors.Join(keys.Init(r.keys), keys.Host(r.keys, r.l.A.Addr, r.l.B.Addr)); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// agent starts one on h and waits until it listens.
+func (r *rig) agent(h *lab.Host, args ...string) *agent {
+	r.t.Helper()
+	return r.agentWith(h, nil, args...)
+}
+
+// agentWith adds to the agent's environment.
+func (r *rig) agentWith(h *lab.Host, env []string, args ...string) *agent {
+	r.t.Helper()
+	a := &agent{log: &logBuffer{}}
+	args = append([]string{"agent", "--listen", h.Addr + ":" + agentPort, "--tls-dir", r.keys}, args...)
+	a.cmd = h.Command(context.Background(), r.lazymig, args...)
+	a.cmd.Env = append(lab.Env(), env...)
+	a.cmd.Stderr = a.log
+	a.cmd.WaitDelay = 10 * time.Second // a capsule that outlives its agent holds stderr
+	out, err := a.cmd.StdoutPipe()
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	if err := a.cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil || !strings.Contains(line, "listens") {
+		r.t.Fatalf("agent says %q, %v\n%s", line, err, a.log)
+	}
+	r.agents[h] = a
+	r.t.Cleanup(func() {
+		_ = a.cmd.Process.Signal(syscall.SIGTERM)
+		_ = a.cmd.Wait() // it may have been killed by the test
+		if r.t.Failed() {
+			r.t.Logf("agent on %s:\n%s", h.Name, tail(a.log.String(), 60))
+		}
+	})
+	return a
+}
+
+func tail(s string, n int) string {
+	lines := strings.SplitAfter(s, "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "")
+}
+
+// spawn starts a program in h without any descriptor from outside.
+func (r *rig) spawn(h *lab.Host, args ...string) *lab.Proc {
+	r.t.Helper()
+	p, err := h.Spawn(lab.Spawn{Args: args})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { p.Close() })
+	return p
+}
+
+// sh runs a script in h and returns what it prints.
+func (r *rig) sh(h *lab.Host, script string) string {
+	r.t.Helper()
+	out, err := h.Command(r.ctx, "/bin/sh", "-c", script).CombinedOutput()
+	if err != nil {
+		r.t.Fatalf("on %s: %s: %v\n%s", h.Name, script, err, out)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// eventually waits until f says yes.
+func (r *rig) eventually(what string, f func() bool) {
+	r.t.Helper()
+	kerneltest.Eventually(r.t, what, f)
+}
+
+// moved is what a migration's events said.
+type moved struct {
+	events []migrate.Event
+	code   int
+	stderr string
+}
+
+// get is the first event of a kind.
+func (m *moved) get(kind string) *migrate.Event {
+	for i := range m.events {
+		if m.events[i].Event == kind {
+			return &m.events[i]
+		}
+	}
+	return nil
+}
+
+// migration is a `lazymig migrate` that is under way.
+type migration struct {
+	r           *rig
+	cmd         *exec.Cmd
+	out, errOut logBuffer
+}
+
+// begin starts `lazymig migrate` on from.
+func (r *rig) begin(from, to *lab.Host, pid int, args ...string) *migration {
+	r.t.Helper()
+	args = append([]string{"migrate", "--json", "--pid", strconv.Itoa(pid), "--to", to.Addr + ":" + agentPort, "--tls-dir", r.keys}, args...)
+	g := &migration{r: r, cmd: from.Command(r.ctx, r.lazymig, args...)}
+	g.cmd.Env = append(lab.Env(), r.sourceEnv...)
+	g.cmd.Stdout, g.cmd.Stderr = &g.out, &g.errOut
+	if err := g.cmd.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	return g
+}
+
+// try is begin and wait.
+func (r *rig) try(from, to *lab.Host, pid int, args ...string) *moved {
+	r.t.Helper()
+	return r.begin(from, to, pid, args...).wait()
+}
+
+// wait waits for the command's end.
+func (g *migration) wait() *moved {
+	r := g.r
+	r.t.Helper()
+	err := g.cmd.Wait()
+	m := &moved{stderr: g.errOut.String()}
+	var ee *exec.ExitError
+	switch {
+	case errors.As(err, &ee):
+		m.code = ee.ExitCode()
+	case err != nil:
+		r.t.Fatal(err)
+	}
+	for line := range strings.Lines(g.out.String()) {
+		var e migrate.Event
+		if err := json.Unmarshal([]byte(line), &e); err != nil {
+			r.t.Fatalf("event %q: %v", line, err)
+		}
+		m.events = append(m.events, e)
+	}
+	return m
+}
+
+// move runs a migration that must work, and returns the PID of the root task on the target.
+func (r *rig) move(from, to *lab.Host, pid int, args ...string) (int, *moved) {
+	r.t.Helper()
+	m := r.try(from, to, pid, args...)
+	if m.code != 0 {
+		logs, _ := from.Command(r.ctx, "/bin/sh", "-c", "tail -n 40 /var/lib/lazymig/*.log").CombinedOutput()
+		r.t.Fatalf("migrate ended with %d: %s\nsource's log:\n%s", m.code, m.stderr, logs)
+	}
+	e := m.get("resumed")
+	if e == nil {
+		r.t.Fatalf("no resumed event among %v", m.events)
+	}
+	if d := m.get("done"); d != nil {
+		r.t.Logf("down %.1f ms (dump %.1f, transfer %.1f, restore %.1f, grant %.1f), drain %.0f ms, %d faults, p50 %.0f µs, p99 %.0f µs, %d MB",
+			d.DowntimeMS, d.DumpMS, d.TransferMS, d.RestoreMS, d.GrantMS, d.DrainMS, d.Faults, d.FaultP50US, d.FaultP99US, d.MemoryBytes>>20)
+	}
+	return e.TargetPID, m
+}
+
+// end signals the moved tree and waits for the wait status that its end gives, as the records tell.
+func (r *rig) end(on *lab.Host, pid int, sig string) {
+	r.t.Helper()
+	r.sh(on, fmt.Sprintf("kill -%s %d", sig, pid))
+	r.eventually("end of the tree", func() bool {
+		return r.sh(on, fmt.Sprintf("test -d /proc/%d && echo there || echo gone", pid)) == "gone"
+	})
+}
+
+// clean checks that nothing of lazymig but agents and records is left.
+func (r *rig) clean() {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(r.ctx, kerneltest.Patience)
+	defer cancel()
+	left, err := r.l.Remains(ctx)
+	if err != nil || left != "" {
+		r.t.Errorf("left behind: %v\n%s", err, left)
+	}
+}
+
+// states are the last states of all records on a host: "source drained".
+func (r *rig) states(h *lab.Host) []string {
+	r.t.Helper()
+	out, err := h.Command(r.ctx, r.lazymig, "list", "--json").Output()
+	if err != nil {
+		r.t.Fatalf("list on %s: %v", h.Name, err)
+	}
+	var all []string
+	for line := range bytes.Lines(out) {
+		var s struct{ Side, State string }
+		if err := json.Unmarshal(line, &s); err != nil {
+			r.t.Fatal(err)
+		}
+		all = append(all, s.Side+" "+s.State)
+	}
+	return all
+}
