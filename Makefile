@@ -1,0 +1,23 @@
+# Each target is one line; `make check` is what CI runs.
+PACKAGES = acl attr fuse3 gcc iproute2 libc6-dev nftables nginx-light nodejs openjdk-17-jre-headless patchelf postgresql procps python3 redis-server util-linux
+RACE = ./wire ./images ./keys ./pagesrv ./preflight ./remotefs ./internal/fdpass ./internal/kerneltest ./setup
+UNIT = $(shell go list ./... | grep -v -x -e '.*/e2e' $(RACE:./%=-e '.*/lazymig/%'))
+TOOL = go tool -modfile=tools.mod
+FUZZTIME ?= 10s
+
+.PHONY: all build setup demo test unit race e2e vet lint fmt fuzz bench check clean
+all: build
+build: ; CGO_ENABLED=0 go build -trimpath -o bin/lazymig ./cmd/lazymig
+setup: ; @go run ./setup/install $(PACKAGES)
+demo: setup build ; CGO_ENABLED=0 go build -trimpath -o bin/lazymig-demo ./cmd/lazymig-demo && bin/lazymig-demo
+test: setup build vet race unit e2e
+unit: ; go test -p 1 -count=1 -timeout 15m $(UNIT)
+race: ; go test -race -p 1 -count=1 -timeout 15m $(RACE)
+e2e: build ; test ! -d e2e || go test -count=1 -timeout 20m -v ./e2e
+vet: ; go vet ./... && bad=$$(gofmt -l .) && test -z "$$bad" || { echo "gofmt: $$bad"; exit 1; }
+lint: ; $(TOOL) golangci-lint run
+fmt: ; $(TOOL) golangci-lint fmt
+fuzz: ; @for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
+bench: setup build ; go run ./cmd/lazymig-bench
+check: test
+clean: ; rm -rf bin
