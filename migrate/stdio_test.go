@@ -286,6 +286,23 @@ func TestRelayHangUp(t *testing.T) {
 	}
 }
 
+// TestIncomingRefused: bytes that were under way when the reader went away are not a gap; the connection goes on.
+func TestIncomingRefused(t *testing.T) {
+	f, e := pipe(t, false)
+	i := newIncoming(e, func() {})
+	if !i.take(0, []byte("abc")) {
+		t.Fatal("the first bytes do not fit")
+	}
+	f.Close()
+	i.run() // nobody reads: it ends at once
+	if !i.take(3, []byte("def")) || !i.takeEnd(6) {
+		t.Error("what was under way is taken for a gap")
+	}
+	if offset, _, end := i.next(); !end || offset != 0 {
+		t.Errorf("tells offset %d, end %v", offset, end)
+	}
+}
+
 // TestRelayNonsense: messages that do not fit end the connection and change nothing.
 func TestRelayNonsense(t *testing.T) {
 	w, _, _, _, _ := newWires(t)

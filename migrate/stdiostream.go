@@ -168,12 +168,15 @@ func newIncoming(end *streamEnd, notify func()) *incoming { return &incoming{end
 func (i *incoming) take(offset uint64, p []byte) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	if i.refused || i.stopped {
+		return true // not wanted; and buf was dropped, so that where the next bytes begin is not known any more
+	}
 	have := i.written + uint64(len(i.buf))
 	if offset > have {
 		return false
 	}
-	if i.refused || i.stopped || i.eof || offset+uint64(len(p)) <= have {
-		return true // not wanted, or here already
+	if i.eof || offset+uint64(len(p)) <= have {
+		return true // here already
 	}
 	p = p[have-offset:]
 	if len(i.buf)+len(p) > streamWindow {
