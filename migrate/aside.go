@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -87,10 +88,24 @@ func (t *Target) beforeGrantAside(ctx context.Context, s *session, fn func(conte
 func (t *Target) afterGrantAside(fn func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- fn() }()
+	return t.attend(done, nil, nil)
+}
+
+// attend answers the source, takes it back when it returns, and asks for lost lanes, after the grant; until done says how it went, the
+// capsule's events end, or stop is closed. A channel that is nil is not listened to.
+func (t *Target) attend(done <-chan error, events <-chan restore.Event, stop <-chan struct{}) error {
 	for {
 		select {
 		case err := <-done:
 			return err
+		case e, ok := <-events:
+			if !ok { // the last process has ended, and with it the guardian
+				return t.ended()
+			}
+			t.event(e)
+		case <-stop:
+			t.keep = true
+			return errors.New("the agent ends while the tree runs; it goes on, and waits for pages and files that are not here")
 		case f, ok := <-t.frames():
 			t.ranFrame(f, ok)
 		case s := <-t.sessions:

@@ -9,15 +9,9 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lazymig/lazymig/images"
 	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/wire"
-)
-
-const (
-	prepareTime = 30 * time.Second // lanes dialed, root mounted
 )
 
 // Target is one migration on the agent. run drives it; everything else only passes things in.
@@ -166,109 +160,6 @@ func (t *Target) fail(c *wire.Conn, err error) {
 	_ = c.Send(wire.MsgError, 0, 0, wire.MarshalError(err)) // if it is lost the source sees the connection end
 }
 
-// cleanup leaves nothing behind but the record.
-func (t *Target) cleanup() {
-	if t.keep {
-		return
-	}
-	// The daemon first: with it /dev/fuse is closed, and that ends all that waits for an answer. A process that waits for one can't
-	// even be killed (fs/fuse/dev.c, request_wait_answer).
-	if t.fuse != nil {
-		t.fuse.Close()
-	}
-	if t.capsule != nil {
-		if err := t.capsule.Close(); err != nil {
-			t.log.Error("take capsule away", "err", err)
-		}
-	}
-	if t.tmp != "" {
-		if err := os.RemoveAll(t.tmp); err != nil {
-			t.log.Error("remove images", "err", err)
-		}
-	}
-}
-
-// prepare makes FUSE daemon, capsule and handler; the lanes that they need are asked for on c.
-func (t *Target) prepare(ctx context.Context, s *session) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, prepareTime, errors.New("not prepared in time: lanes or FUSE root do not answer"))
-	defer cancel()
-	opt := &t.a.opt
-	err := checkJournal(t.msg.Stdio)
-	if err != nil {
-		return err
-	}
-	if t.tmp, err = tmpfsDir(t.id); err != nil {
-		return err
-	}
-	t.sink = newImageSink(t.tmp)
-	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
-	if err != nil {
-		return fmt.Errorf("open /dev/fuse (is the fuse module there?): %w", err)
-	}
-	defer dev.Close()
-	lc := laneConfig{ID: t.id, Token: t.msg.Token, TLSDir: opt.TLSDir, Allow: opt.Allow}
-	fuse, err := startFuseDaemon(opt.Exe, fuseConfig{laneConfig: lc, StoreDir: t.rec.Dir, Local: localFiles()}, dev,
-		func() { t.ask(wire.LaneFiles) }, t.log)
-	if err != nil {
-		return err
-	}
-	t.mu.Lock()
-	t.fuse = fuse
-	t.mu.Unlock()
-	if err := s.send(wire.MsgDial, dialMsg{Lanes: []wire.Lane{wire.LaneFiles}}); err != nil {
-		return fmt.Errorf("ask for lanes: %w", err)
-	}
-	if err := fuse.await(ctx, "ready"); err != nil {
-		return fmt.Errorf("start FUSE daemon: %w", err)
-	}
-	t.capsule, err = restore.Start(ctx, restore.Options{
-		ID: t.id, Exe: opt.Exe, CriuPrefix: opt.CRIUPref, CriuPath: opt.CRIUPath, ImagesDir: t.tmp, Fuse: dev,
-		Hostname: t.msg.HostName, PIDs: t.msg.PIDs,
-		MemoryMax: t.msg.MemoryMax, CPUMax: t.msg.CPUMax, PidsMax: t.msg.PidsMax, Log: t.log,
-	})
-	if err != nil {
-		return fmt.Errorf("make capsule: %w", err)
-	}
-	handler, err := t.capsule.StartHandler(ctx, restore.HandlerOptions{
-		TLSDir: opt.TLSDir, Token: t.msg.Token, Allow: opt.Allow,
-		OnLaneLost: func(l wire.Lane) { t.ask(l) },
-	})
-	if err != nil {
-		return fmt.Errorf("start handler: %w", err)
-	}
-	t.mu.Lock()
-	t.handler = handler
-	t.mu.Unlock()
-	return t.awaitLanes(ctx, s)
-}
-
-// awaitLanes asks for the lanes that the handler wants and waits until both are given: CRIU's restore itself needs pages.
-func (t *Target) awaitLanes(ctx context.Context, s *session) error {
-	missing := map[wire.Lane]bool{wire.LaneUrgent: true, wire.LaneBulk: true}
-	for len(missing) > 0 {
-		select {
-		case lanes := <-t.want:
-			if err := s.send(wire.MsgDial, dialMsg{Lanes: lanes}); err != nil {
-				return fmt.Errorf("ask for lanes: %w", err)
-			}
-		case l := <-t.given:
-			delete(missing, l)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
-}
-
-// localFiles are served by the target until the grant: CRIU's cache of what the kernel can do, which saves 30 ms.
-func localFiles() map[string][]byte {
-	b, err := os.ReadFile("/run/criu.kdat")
-	if err != nil || len(b) > 64<<10 {
-		return nil
-	}
-	return map[string][]byte{"/run/criu.kdat": b}
-}
-
 // untilGranted is prepare … granted.
 func (t *Target) untilGranted(ctx context.Context, s *session) error {
 	if err := t.prepare(ctx, s); err != nil {
@@ -397,23 +288,4 @@ func (t *Target) letGo(ctx context.Context) error {
 		t.resumed = &resumedMsg{At: r.At.UnixNano(), PID: r.PID}
 		return nil
 	})
-}
-
-// tmpfsBases are where images may lie while they are needed.
-var tmpfsBases = []string{"/run", "/dev/shm", "/tmp"}
-
-// tmpfsDir makes a directory in memory: images are memory of the tree and never touch a disk.
-func tmpfsDir(id wire.ID) (string, error) {
-	for _, base := range tmpfsBases {
-		var st unix.Statfs_t
-		if unix.Statfs(base, &st) != nil || st.Type != unix.TMPFS_MAGIC {
-			continue
-		}
-		dir, err := os.MkdirTemp(base, "lazymig-"+id.String()[:8]+"-")
-		if err != nil {
-			return "", fmt.Errorf("make directory for images: %w", err)
-		}
-		return dir, nil
-	}
-	return "", errors.New("no tmpfs for images at /run, /dev/shm or /tmp: mount one")
 }

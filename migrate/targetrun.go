@@ -97,28 +97,7 @@ func (t *Target) whileRunning() error {
 	if err := t.capsule.StartDrain(); err != nil {
 		t.log.Error("start drain", "err", err)
 	}
-	for {
-		select {
-		case f, ok := <-t.frames():
-			t.ranFrame(f, ok)
-		case s := <-t.sessions:
-			t.adopt(s)
-			t.greet(s)
-			t.askAgain(s)
-		case lanes := <-t.want:
-			t.askFor(t.cur, lanes...)
-		case l := <-t.given:
-			delete(t.missing, l)
-		case e, ok := <-t.capsule.Events():
-			if !ok { // the last process has ended, and with it the guardian
-				return t.ended()
-			}
-			t.event(e)
-		case <-t.stop:
-			t.keep = true
-			return errors.New("the agent ends while the tree runs; it goes on, and waits for pages and files that are not here")
-		}
-	}
+	return t.attend(nil, t.capsule.Events(), t.stop)
 }
 
 // event handles what the capsule tells.

@@ -1,0 +1,157 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/lazymig/lazymig/dump"
+	"github.com/lazymig/lazymig/keys"
+	"github.com/lazymig/lazymig/pagesrv"
+	"github.com/lazymig/lazymig/preflight"
+	"github.com/lazymig/lazymig/remotefs"
+	"github.com/lazymig/lazymig/wire"
+)
+
+func (s *Source) preflight(ctx context.Context) error {
+	rep, err := preflight.Process(ctx, preflight.Options{PID: s.opt.PID, AcceptLoss: s.opt.AcceptLoss, Log: s.log})
+	if err != nil {
+		return err
+	}
+	s.rep = rep
+	for _, f := range rep.Findings {
+		if f.Level == preflight.Warn {
+			s.notice("%s: %s %s", f.What, f.Why, f.Do)
+		}
+	}
+	if slices.ContainsFunc(rep.Want.Fixups, func(f preflight.Fixup) bool { return f.KSM }) {
+		s.notice("pages are merged by KSM here (PR_SET_MEMORY_MERGE): only the process itself can ask for that on the target")
+	}
+	return errors.Join(rep.Err(), s.checkStdio())
+}
+
+// limit is a cgroup limit as its file takes it; empty: none.
+func limit(n uint64) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.FormatUint(n, 10)
+}
+
+// groupIDs are the session and process group of a task, in its own PID namespace: they must be free on the target, too.
+func groupIDs(pid int) []int32 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return nil // it has ended; the freeze tells
+	}
+	var ids []int32
+	for line := range strings.Lines(string(b)) {
+		f := strings.Fields(line)
+		if len(f) < 2 || f[0] != "NSpgid:" && f[0] != "NSsid:" {
+			continue
+		}
+		if n, err := strconv.Atoi(f[len(f)-1]); err == nil && n > 0 {
+			ids = append(ids, int32(n))
+		}
+	}
+	return ids
+}
+
+func (s *Source) prepare(ctx context.Context) error {
+	k, err := keys.Load(s.opt.TLSDir)
+	if err != nil {
+		return err
+	}
+	s.d = &dialer{addr: s.opt.To, keys: k, id: s.opt.ID, token: newToken()}
+	c, err := s.d.dial(ctx, wire.LaneControl)
+	if err != nil {
+		return err
+	}
+	s.sess = newSession(c, nil)
+	if err := s.compare(ctx); err != nil {
+		return err
+	}
+	if s.clock, err = measureClock(ctx, s.sess); err != nil {
+		return err
+	}
+	if s.rec, err = NewRecord(s.opt.StateDir, s.opt.ID, Entry{State: Prepare, Side: SideSource, Peer: s.opt.To, PID: s.opt.PID}); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.state = Prepare
+	s.mu.Unlock()
+	if s.onRecord != nil {
+		if err := s.onRecord(); err != nil {
+			return err
+		}
+	}
+	if err := s.serve(); err != nil {
+		return err
+	}
+	want := &s.rep.Want
+	if s.dump, err = dump.Prepare(ctx, dump.Options{
+		PID: s.opt.PID, CriuPath: s.opt.CRIUPath, CriuPrefix: s.opt.CRIUPrefix, ID: s.opt.ID, Log: s.log,
+		TCPClose: want.TCPClose, FileLocks: want.FileLocks, ShellJob: want.ShellJob, GhostLimit: want.GhostLimit, LinkRemap: want.LinkRemap,
+		External:    s.stdioExternal(),
+		GrantRecord: filepath.Join(s.rec.Dir, "record"), GrantMark: grantMark,
+		KeeperArgv: []string{s.opt.Exe, dump.KeeperArg},
+	}); err != nil {
+		return fmt.Errorf("prepare dump: %w", err)
+	}
+	tree := &s.rep.Tree
+	host, _ := os.Hostname() // for people
+	m := prepareMsg{
+		Host: host, HostName: tree.HostName, Memory: tree.MemoryPresent, Comm: tree.Tasks[0].Comm, Token: s.d.token,
+		CPUMax: tree.Cgroup.CPUMax, MemoryMax: limit(tree.Cgroup.MemoryMax), PidsMax: limit(tree.Cgroup.PidsMax),
+	}
+	if len(s.rep.Want.Stdio) > 0 {
+		m.Stdio = s.opt.Stdio
+	}
+	for _, t := range s.dump.Tasks() {
+		m.PIDs = append(m.PIDs, groupIDs(t.PID)...)
+		for _, tid := range t.TIDs {
+			m.PIDs = append(m.PIDs, int32(tid))
+		}
+	}
+	if err := s.sess.send(wire.MsgPrepare, m); err != nil {
+		return err
+	}
+	if err := s.sess.await(ctx, wire.MsgPrepared, nil, prepareTime+dialTimeout, s.dialed); err != nil {
+		return err
+	}
+	s.event(Event{Event: "prepared"})
+	return nil
+}
+
+// serve makes the file server; it answers as soon as the target has dialed its lane, even before the freeze.
+func (s *Source) serve() error {
+	root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", s.opt.PID), unixOPath, 0)
+	if err != nil {
+		return fmt.Errorf("open root of the tree: %w", err)
+	}
+	defer root.Close()
+	if s.files, err = remotefs.NewServer(remotefs.ServerOptions{Root: root, Groups: s.rep.Tree.Groups, Log: s.log}); err != nil {
+		return err
+	}
+	s.guest, err = startGuest(s.opt.Exe, s.opt.PID)
+	return err
+}
+
+// servePages makes the page server, of exactly the tasks that were dumped; lanes that have been dialed wait for it.
+func (s *Source) servePages() error {
+	var tasks []pagesrv.Task
+	for _, t := range s.result.Tasks {
+		tasks = append(tasks, pagesrv.Task{ID: t.ID, PID: t.PID})
+	}
+	var err error
+	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Log: s.log}); err != nil {
+		return err
+	}
+	close(s.pagesReady)
+	return nil
+}
