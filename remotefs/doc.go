@@ -14,6 +14,13 @@
 // was answered before them, and go out in the order of their numbers; so a request that came late over an old connection could
 // be taken for a new one after its answer is forgotten: the server begins nothing on a connection that has been replaced.
 //
+// # A killed server
+//
+// What a server knows of its client (nodes, handles, answers) dies with its process, unless it has a Journal (journal.go): another process then follows it with a
+// Standby, holds copies of all descriptors, and NewServerFrom goes on there or in a third process. An answer is in the journal before the client gets it; what is
+// not there the client asks for again. A change that can't be done twice writes down beforehand how things stood (witness), so that the successor can
+// tell whether it had been done. TestServerKilled kills the server at each message of each operation.
+//
 // # Trust boundary
 //
 // The server runs as root and believes nothing: each length is checked, a name is one component, never "." or
@@ -25,7 +32,8 @@
 //
 // # Locks
 //
-// Server: holdMu, table.mu, dirState.mu, session.mu, each alone. Client: attachMu or sendMu, then mu. No lock is held in a system call that may wait for a disk,
+// Server: quiet (shared by each request at work), then one of holdMu, table.mu, dirState.mu, session.mu, each without the others; below table.mu and
+// session.mu only journal.mu, which is held while the other process takes a message. Client: attachMu or sendMu, then mu. No lock is held in a system call that may wait for a disk,
 // except dirState.mu (one reader of a directory handle at a time), and but Client.sendMu none while the network may.
 // File locks are not served: the frozen tree still holds its own, a forwarded one would wait for ever.
 package remotefs

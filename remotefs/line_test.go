@@ -23,6 +23,7 @@ type line struct {
 	hook func(toServer bool, h wire.Header) bool // true: the frame is lost, and the connection with it
 	down bool                                    // no new connection until up
 	lost int
+	nc   net.Conn // the server's end of the newest connection
 	wg   sync.WaitGroup
 }
 
@@ -68,7 +69,11 @@ func within(t testing.TB, what string, fn func()) {
 func (l *line) connect() *wire.Conn {
 	server, a := net.Pipe()
 	b, client := net.Pipe()
-	l.wg.Go(func() { _ = l.s.Serve(ctx, wire.NewConn(server)) }) // how it ends is what the client sees
+	l.mu.Lock()
+	s := l.s
+	l.nc = server
+	l.mu.Unlock()
+	l.wg.Go(func() { _ = s.Serve(ctx, wire.NewConn(server)) }) // how it ends is what the client sees
 	up, down := wire.NewConn(b), wire.NewConn(a)
 	pump := func(from, to *wire.Conn, toServer bool) {
 		defer from.Close()
@@ -89,6 +94,12 @@ func (l *line) connect() *wire.Conn {
 	l.wg.Go(func() { pump(up, down, true) })
 	l.wg.Go(func() { pump(down, up, false) })
 	return wire.NewConn(client)
+}
+
+func (l *line) server() *Server {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.s
 }
 
 // cutAt loses the n-th frame of a type, and every one before it.

@@ -57,19 +57,18 @@ type table struct {
 	handles map[uint64]*handle
 	devs    map[uint64]*fsInfo
 	next    uint64
+	nextDev uint64
+
+	journal journal
 }
 
 // stat tells the attributes of the file behind fd and which file it is.
 func (t *table) stat(fd int) (wire.FileAttr, key, *fsInfo, error) {
 	var st unix.Statx_t
-	const mask = unix.STATX_BASIC_STATS | unix.STATX_MNT_ID
-	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_SYNC_AS_STAT|unix.AT_NO_AUTOMOUNT, mask, &st); err != nil {
-		return wire.FileAttr{}, key{}, nil, fmt.Errorf("statx: %w", err)
+	if err := statx(fd, &st); err != nil {
+		return wire.FileAttr{}, key{}, nil, err
 	}
-	k := key{dev: unix.Mkdev(st.Dev_major, st.Dev_minor), ino: st.Ino}
-	if uint32(st.Mode)&unix.S_IFMT == unix.S_IFDIR {
-		k.mnt = st.Mnt_id
-	}
+	k := keyIn(&st)
 	f := t.fsOf(k.dev, fd)
 	ts := func(x unix.StatxTimestamp) wire.FileTime { return wire.FileTime{Sec: x.Sec, Nsec: x.Nsec} }
 	return wire.FileAttr{
@@ -78,6 +77,31 @@ func (t *table) stat(fd int) (wire.FileAttr, key, *fsInfo, error) {
 		Mode: uint32(st.Mode), Nlink: st.Nlink, UID: st.Uid, GID: st.Gid,
 		Rdev: uint32(unix.Mkdev(st.Rdev_major, st.Rdev_minor)), Blksize: st.Blksize,
 	}, k, f, nil
+}
+
+func statx(fd int, st *unix.Statx_t) error {
+	const mask = unix.STATX_BASIC_STATS | unix.STATX_MNT_ID
+	if err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_SYNC_AS_STAT|unix.AT_NO_AUTOMOUNT, mask, st); err != nil {
+		return fmt.Errorf("statx: %w", err)
+	}
+	return nil
+}
+
+func keyIn(st *unix.Statx_t) key {
+	k := key{dev: unix.Mkdev(st.Dev_major, st.Dev_minor), ino: st.Ino}
+	if uint32(st.Mode)&unix.S_IFMT == unix.S_IFDIR {
+		k.mnt = st.Mnt_id
+	}
+	return k
+}
+
+// keyOf tells which file is behind fd.
+func keyOf(fd int) (key, error) {
+	var st unix.Statx_t
+	if err := statx(fd, &st); err != nil {
+		return key{}, err
+	}
+	return keyIn(&st), nil
 }
 
 func (t *table) fsOf(dev uint64, fd int) *fsInfo {
@@ -92,8 +116,9 @@ func (t *table) fsOf(dev uint64, fd int) *fsInfo {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if f = t.devs[dev]; f == nil {
-		f = &fsInfo{index: uint64(len(t.devs)), hidden: hidden}
+		f = &fsInfo{index: t.nextDev, hidden: hidden}
 		t.devs[dev] = f
+		t.nextDev++
 	}
 	return f
 }
@@ -127,6 +152,7 @@ func (t *table) add(fd int) (*node, wire.FileAttr, error) {
 	t.next++
 	n := &node{id: t.next, fd: fd, key: k, mode: a.Mode & unix.S_IFMT, fs: f, lookups: 1}
 	t.nodes[n.id], t.byKey[k] = n, n
+	t.journal.node(n.id, n.fd, n.mode, f.index, f.hidden) // before anybody else finds it
 	return n, a, nil
 }
 
@@ -154,7 +180,10 @@ func (t *table) reap(n *node) {
 	if n.lookups == 0 && n.id != wire.FileRootNode && !n.gone {
 		n.gone = true // no longer found; a new lookup of the file makes a new node
 		delete(t.nodes, n.id)
-		delete(t.byKey, n.key)
+		if t.byKey[n.key] == n {
+			delete(t.byKey, n.key)
+		}
+		t.journal.send(message(journalGone, n.id))
 	}
 	if n.gone && n.pins == 0 && n.fd >= 0 {
 		_ = unix.Close(n.fd)
@@ -162,19 +191,22 @@ func (t *table) reap(n *node) {
 	}
 }
 
-func (t *table) forget(id, count uint64) {
+// forget takes lookups back; it gives how many there were to take.
+func (t *table) forget(id, count uint64) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := t.nodes[id]
 	if n == nil {
-		return
+		return 0
 	}
-	n.lookups -= min(n.lookups, count)
+	count = min(n.lookups, count)
+	n.lookups -= count
 	t.reap(n)
+	return count
 }
 
-// open makes fd, which it takes over, a handle of n.
-func (t *table) open(n *node, fd int, dir bool) *handle {
+// open makes fd, which it takes over, a handle of n; request is who asked for it.
+func (t *table) open(n *node, fd int, dir bool, request uint64) *handle {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.next++
@@ -184,6 +216,7 @@ func (t *table) open(n *node, fd int, dir bool) *handle {
 	}
 	n.pins++
 	t.handles[h.id] = h
+	t.journal.handle(h.id, fd, n.id, dir, request)
 	return h
 }
 
@@ -222,6 +255,7 @@ func (t *table) release(id uint64) {
 		return
 	}
 	delete(t.handles, id)
+	t.journal.send(message(journalReleased, id))
 	h.gone = true
 	t.reapHandle(h)
 }

@@ -163,11 +163,22 @@ func (s *Server) opSetXattr(r *request) error {
 	if err := r.end(); err != nil {
 		return err
 	}
+	if s.flips(r, name, false) {
+		return nil
+	}
 	set := func() error { return unix.Setxattr(s.path(r.node.fd), name, v, int(flags)) }
 	if kill { // an access ACL set by a caller without CAP_FSETID takes set-group-ID away
 		return s.cred.do(as{noFsetid: true, gid: r.who.GID}, set)
 	}
 	return set()
+}
+
+// flips: an attribute was there when the request was begun, and is not any more, or the other way round.
+func (s *Server) flips(r *request, name string, from bool) bool {
+	_, err := unix.Getxattr(s.path(r.node.fd), name, nil)
+	now := witness{there: err == nil}
+	was, again := s.before(r, now)
+	return again && was.there == from && now.there != from
 }
 
 // opGetXattr: name, size → value, or its size if size is 0
@@ -212,6 +223,9 @@ func (s *Server) opRemoveXattr(r *request) error {
 	}
 	if err := r.end(); err != nil {
 		return err
+	}
+	if s.flips(r, name, true) {
+		return nil
 	}
 	return unix.Removexattr(s.path(r.node.fd), name)
 }

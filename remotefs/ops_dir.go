@@ -34,7 +34,7 @@ func (s *Server) opOpenDir(r *request) error {
 	if err != nil {
 		return err
 	}
-	r.e.U64(s.tab.open(r.node, fd, true).id)
+	s.opened(r, s.tab.open(r.node, fd, true, r.id))
 	return nil
 }
 
@@ -109,7 +109,7 @@ func (s *Server) opReadDir(r *request) error {
 				ent.Ino = a.Ino
 			}
 		case plus && ent.Name != ".":
-			if e, err := s.lookup(r.node, ent.Name); err == nil { // else it has gone, or can't be looked at
+			if e, err := s.lookup(r, r.node, ent.Name); err == nil { // else it has gone, or can't be looked at
 				ent.Entry = e
 			}
 		}

@@ -60,13 +60,18 @@ func (s *Server) openAs(r *request, flags int) (fd int, err error) {
 }
 
 func (s *Server) replyHandle(r *request, n *node, fd int) {
-	h := s.tab.open(n, fd, false)
+	h := s.tab.open(n, fd, false, r.id)
 	s.tab.mu.Lock()
 	if !n.opened {
 		n.opened = true
 		s.files.Add(1)
 	}
 	s.tab.mu.Unlock()
+	s.opened(r, h)
+}
+
+func (s *Server) opened(r *request, h *handle) {
+	r.effects.opened = append(r.effects.opened, h.id)
 	r.e.U64(h.id)
 }
 
@@ -81,6 +86,9 @@ func (s *Server) opCreate(r *request) error {
 		return err
 	}
 	keep := flags&keptFlags | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC
+	if s.made(r, r.node.fd, name) {
+		flags &^= unix.O_EXCL | unix.O_TRUNC
+	}
 	fd := -1
 	err = s.create(r.who, umask, func() error {
 		fd, err = retry(func() (int, error) {
@@ -94,7 +102,7 @@ func (s *Server) opCreate(r *request) error {
 	if !errors.Is(err, unix.EEXIST) || flags&unix.O_EXCL != 0 {
 		return err
 	}
-	ent, err := s.lookup(r.node, name) // somebody at the source was faster
+	ent, err := s.lookup(r, r.node, name) // somebody at the source was faster
 	if err != nil {
 		return err
 	}
@@ -104,16 +112,21 @@ func (s *Server) opCreate(r *request) error {
 	}
 	defer s.tab.put(n)
 	if n.mode != unix.S_IFREG {
-		s.tab.forget(ent.Node, 1)
+		s.unlook(r, ent.Node)
 		return unix.EEXIST
 	}
 	if fd, err = s.reopen(n.fd, keep|flags&unix.O_TRUNC); err != nil {
-		s.tab.forget(ent.Node, 1)
+		s.unlook(r, ent.Node)
 		return err
 	}
 	s.replyHandle(r, n, fd)
 	ent.Put(&r.e)
 	return nil
+}
+
+// unlook takes a lookup back that the client is not told of.
+func (s *Server) unlook(r *request, id uint64) {
+	r.effects.forgot = append(r.effects.forgot, wire.FileForget{Node: id, Count: s.tab.forget(id, 1)})
 }
 
 // opTmpfile: flags, mode, umask → handle, entry
@@ -147,6 +160,7 @@ func (s *Server) replyCreated(r *request, fd int) error {
 		_ = unix.Close(fd)
 		return err
 	}
+	r.effects.looked = append(r.effects.looked, n.id)
 	s.replyHandle(r, n, fd)
 	ent := wire.FileEntry{Node: n.id, Attr: a}
 	ent.Put(&r.e)
@@ -202,6 +216,16 @@ func (s *Server) opWrite(r *request) error {
 	}
 	defer s.tab.putHandle(h)
 	done := 0
+	if flags&wire.FileWriteAppend != 0 {
+		was, now, err := s.sizeBefore(r, h.fd)
+		if err != nil {
+			return err
+		}
+		if done = int(min(now-min(now, was), uint64(len(b)))); done == len(b) { // another server has written them
+			r.e.U32(uint32(done))
+			return nil
+		}
+	}
 	err = s.losingBits(h.fd, r.who, flags&wire.FileWriteKillPriv != 0, func() error {
 		for {
 			n, err := retry(func() (int, error) {
@@ -267,6 +291,12 @@ func (s *Server) opFallocate(r *request) error {
 		return err
 	}
 	defer s.tab.putHandle(h)
+	if mode&(unix.FALLOC_FL_COLLAPSE_RANGE|unix.FALLOC_FL_INSERT_RANGE) != 0 {
+		was, now, err := s.sizeBefore(r, h.fd)
+		if err != nil || was != now { // another server has done it
+			return err
+		}
+	}
 	_, err = retry(func() (int, error) { return 0, unix.Fallocate(h.fd, mode, off, n) })
 	return err
 }

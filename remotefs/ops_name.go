@@ -60,7 +60,7 @@ func walk(dir int, name string) (int, error) {
 }
 
 // lookup makes a node of a name.
-func (s *Server) lookup(dir *node, name string) (wire.FileEntry, error) {
+func (s *Server) lookup(r *request, dir *node, name string) (wire.FileEntry, error) {
 	fd, err := walk(dir.fd, name)
 	if err != nil {
 		return wire.FileEntry{}, fmt.Errorf("%q: %w", name, err)
@@ -69,11 +69,12 @@ func (s *Server) lookup(dir *node, name string) (wire.FileEntry, error) {
 	if err != nil {
 		return wire.FileEntry{}, err
 	}
+	r.effects.looked = append(r.effects.looked, n.id)
 	return wire.FileEntry{Node: n.id, Attr: a}, nil
 }
 
 func (s *Server) replyLookup(r *request, name string) error {
-	ent, err := s.lookup(r.node, name)
+	ent, err := s.lookup(r, r.node, name)
 	if err != nil {
 		return err
 	}
@@ -100,7 +101,9 @@ func (s *Server) opForget(r *request) error {
 		return errProtocol
 	}
 	for range n {
-		s.tab.forget(r.d.U64(), r.d.U64())
+		f := wire.FileForget{Node: r.d.U64(), Count: r.d.U64()}
+		f.Count = s.tab.forget(f.Node, f.Count)
+		r.effects.forgot = append(r.effects.forgot, f)
 	}
 	return r.end()
 }
@@ -126,6 +129,9 @@ func (s *Server) opSymlink(r *request) error {
 	if err := r.end(); err != nil {
 		return err
 	}
+	if s.made(r, r.node.fd, name) {
+		return s.replyLookup(r, name)
+	}
 	if err := s.create(r.who, 0, func() error { return unix.Symlinkat(target, r.node.fd, name) }); err != nil {
 		return err
 	}
@@ -142,6 +148,9 @@ func (s *Server) opMknod(r *request) error {
 	if err := r.end(); err != nil {
 		return err
 	}
+	if s.made(r, r.node.fd, name) {
+		return s.replyLookup(r, name)
+	}
 	if err := s.create(r.who, umask, func() error { return unix.Mknodat(r.node.fd, name, mode, int(rdev)) }); err != nil {
 		return err
 	}
@@ -157,6 +166,9 @@ func (s *Server) opMkdir(r *request) error {
 	mode, umask := r.d.U32(), r.d.U32()
 	if err := r.end(); err != nil {
 		return err
+	}
+	if s.made(r, r.node.fd, name) {
+		return s.replyLookup(r, name)
 	}
 	if err := s.create(r.who, umask, func() error { return unix.Mkdirat(r.node.fd, name, mode&0o7777) }); err != nil {
 		return err
@@ -177,6 +189,9 @@ func (s *Server) unlink(r *request, flags int) error {
 	}
 	if err := r.end(); err != nil {
 		return err
+	}
+	if s.taken(r, r.node.fd, name) {
+		return nil
 	}
 	return unix.Unlinkat(r.node.fd, name, flags)
 }
@@ -207,6 +222,9 @@ func (s *Server) opRename(r *request) error {
 	if err := inside(dir); err != nil {
 		return err
 	}
+	if s.taken(r, r.node.fd, name) {
+		return nil
+	}
 	return unix.Renameat2(r.node.fd, name, dir.fd, name2, uint(flags))
 }
 
@@ -227,6 +245,9 @@ func (s *Server) opLink(r *request) error {
 	defer s.tab.put(n)
 	if n.fs.hidden {
 		return unix.EPERM
+	}
+	if s.made(r, r.node.fd, name) {
+		return s.replyLookup(r, name)
 	}
 	if err := unix.Linkat(n.fd, "", r.node.fd, name, unix.AT_EMPTY_PATH); err != nil {
 		return err

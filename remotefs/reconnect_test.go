@@ -97,8 +97,17 @@ var operations = map[string]func(e *each) (any, error){
 	"release": func(e *each) (any, error) { e.c.Release(e.f.Node, e.h); return nil, nil },
 }
 
+func typeOf(name string) wire.Type {
+	for n, o := range ops {
+		if o.name == name {
+			return n
+		}
+	}
+	return 0
+}
+
 // outcome is all that is seen of an operation: its result, the directory, and what the server holds.
-func outcome(t *testing.T, name string, cut func(*line, wire.Type)) string {
+func outcome(t *testing.T, name string, cut func(*line, wire.Type), kill func(*line)) string {
 	dir := t.TempDir()
 	l := newLine(t, dir)
 	e := &each{dir: dir, c: l.c}
@@ -123,14 +132,12 @@ func outcome(t *testing.T, name string, cut func(*line, wire.Type)) string {
 	must(t, err)
 	e.dh, err = l.c.OpenDir(ctx, e.d.Node)
 	must(t, err)
-	var typ wire.Type
-	for n, o := range ops {
-		if o.name == name {
-			typ = n
-		}
-	}
+	typ := typeOf(name)
 	if cut != nil {
 		cut(l, typ)
+	}
+	if kill != nil {
+		kill(l)
 	}
 	var b strings.Builder
 	within(t, name, func() {
@@ -138,7 +145,7 @@ func outcome(t *testing.T, name string, cut func(*line, wire.Type)) string {
 		fmt.Fprintln(&b, v, unix.ErrnoName(wire.ErrnoOf(err)))
 		l.unanswered(0)
 	})
-	if n := l.losses(); (n == 0) != (cut == nil) {
+	if n := l.losses(); kill == nil && (n == 0) != (cut == nil) {
 		t.Errorf("%d connections were lost", n)
 	}
 	must(t, filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
@@ -152,16 +159,17 @@ func outcome(t *testing.T, name string, cut func(*line, wire.Type)) string {
 		fmt.Fprintf(&b, "%s %o %d %d %q %q\n", strings.TrimPrefix(p, dir), st.Mode, st.Nlink, st.Blocks, c, x[:max(n, 0)])
 		return err
 	}))
-	l.s.tab.mu.Lock()
-	defer l.s.tab.mu.Unlock()
+	s := l.server()
+	s.tab.mu.Lock()
+	defer s.tab.mu.Unlock()
 	lookups := map[string]uint64{}
-	for _, n := range l.s.tab.nodes {
+	for _, n := range s.tab.nodes {
 		lookups[fmt.Sprintf("%o", n.mode)] += n.lookups
 	}
 	for _, k := range slices.Sorted(maps.Keys(lookups)) {
 		fmt.Fprintln(&b, "lookups", k, lookups[k])
 	}
-	fmt.Fprintln(&b, "handles", len(l.s.tab.handles))
+	fmt.Fprintln(&b, "handles", len(s.tab.handles))
 	return b.String()
 }
 
@@ -172,13 +180,13 @@ func TestReplyLost(t *testing.T) {
 	}
 	for name := range operations {
 		t.Run(name, func(t *testing.T) {
-			want := outcome(t, name, nil)
+			want := outcome(t, name, nil, nil)
 			for n := range 4 {
 				for what, d := range map[string]wire.Type{"request": 0, "reply": 1} {
 					if n == 0 {
 						continue
 					}
-					if got := outcome(t, name, func(l *line, typ wire.Type) { l.cutAt(typ+d, n) }); got != want {
+					if got := outcome(t, name, func(l *line, typ wire.Type) { l.cutAt(typ+d, n) }, nil); got != want {
 						t.Errorf("%s lost %d times:\n%s\nwant\n%s", what, n, got, want)
 					}
 				}

@@ -54,7 +54,8 @@ type Server struct {
 	conns  map[*wire.Conn]struct{}
 	wg     sync.WaitGroup // Serve calls
 
-	sess session
+	sess  session
+	quiet sync.RWMutex // held by each request at work; by SetJournal, which waits for them
 }
 
 // NewServer makes a server; changes are refused until Grant.
@@ -62,6 +63,23 @@ func NewServer(o ServerOptions) (*Server, error) {
 	if o.Root == nil {
 		return nil, errors.New("remotefs: no root")
 	}
+	s, err := newServer(o)
+	if err != nil {
+		return nil, err
+	}
+	root, err := unix.Openat(int(o.Root.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		_, _, err = s.tab.add(root)
+	}
+	if err != nil {
+		_ = s.Close() // nothing is in it
+		return nil, fmt.Errorf("open exported root: %w", err)
+	}
+	return s, nil
+}
+
+// newServer makes one without any node.
+func newServer(o ServerOptions) (*Server, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
@@ -73,17 +91,7 @@ func NewServer(o ServerOptions) (*Server, error) {
 	s := &Server{log: o.Log, proc: proc, conns: map[*wire.Conn]struct{}{}, tab: table{
 		nodes: map[uint64]*node{}, byKey: map[key]*node{}, handles: map[uint64]*handle{}, devs: map[uint64]*fsInfo{},
 	}}
-	root, err := unix.Openat(int(o.Root.Fd()), ".", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		_ = unix.Close(proc)
-		return nil, fmt.Errorf("open exported root: %w", err)
-	}
-	if _, _, err := s.tab.add(root); err != nil {
-		_ = unix.Close(proc)
-		return nil, fmt.Errorf("open exported root: %w", err)
-	}
 	if s.cred, err = newCredPool(credThreads, o.Groups); err != nil {
-		s.tab.closeAll()
 		_ = unix.Close(proc)
 		return nil, err
 	}
@@ -148,6 +156,7 @@ func (s *Server) Close() error {
 	s.holdMu.Unlock()
 	s.wg.Wait()
 	s.cred.close()
+	s.tab.journal.end()
 	s.tab.closeAll()
 	closeFiles(held)
 	return unix.Close(s.proc)
@@ -216,6 +225,10 @@ type request struct {
 	e    wire.Encoder
 	raw  []byte // sent after e
 	free func() // after the reply
+
+	id      uint64
+	begun   *witness // another server has begun this very request and did not come to an end
+	effects effects
 }
 
 // errProtocol marks what no right client sends; it ends the connection.
@@ -235,7 +248,8 @@ func (s *Server) handle(j *job) error {
 		}
 		return j.kept.send(c, h.ID)
 	}
-	r := &request{d: j.d}
+	s.quiet.RLock()
+	r := &request{d: j.d, id: h.ID, begun: j.begun}
 	a := answer{typ: h.Type + 1}
 	var err error
 	if j.op.fn == nil {
@@ -259,8 +273,9 @@ func (s *Server) handle(j *job) error {
 		a.head, a.rest = r.e.B, r.raw
 	}
 	if j.kept != nil {
-		j.kept.settle(a)
+		s.settle(j, r, a)
 	}
+	s.quiet.RUnlock()
 	return a.send(c, h.ID)
 }
 

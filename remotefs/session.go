@@ -20,6 +20,8 @@ type session struct {
 	known bool
 	cur   *serverLink // the newest connection: only its requests are begun
 	kept  map[uint64]*keptAnswer
+	begun map[uint64]witness // requests that the server before this one began
+	acked []uint64           // to be written to the journal with the next answer
 }
 
 // serverLink is one connection.
@@ -79,6 +81,7 @@ type job struct {
 	op    op
 	kept  *keptAnswer // of an operation that is done once
 	again bool        // somebody else settles kept
+	begun *witness
 }
 
 // attach reads who the peer is and makes its connection the current one.
@@ -104,6 +107,7 @@ func (s *Server) attach(l *serverLink) error {
 	}
 	if !n.known {
 		n.known, n.id, n.kept = true, id, map[uint64]*keptAnswer{}
+		s.tab.journal.session(id)
 	}
 	old := n.cur
 	n.cur = l
@@ -141,6 +145,7 @@ func (s *Server) take(l *serverLink, h wire.Header, p []byte) (*job, error) {
 			select {
 			case <-k.done:
 				delete(n.kept, id)
+				n.acked = append(n.acked, id)
 			default:
 				return nil, fmt.Errorf("request %d is acknowledged before it is answered: %w", id, errProtocol)
 			}
@@ -162,5 +167,21 @@ func (s *Server) take(l *serverLink, h wire.Header, p []byte) (*job, error) {
 	}
 	j.kept = &keptAnswer{done: make(chan struct{})}
 	n.kept[h.ID] = j.kept
+	if w, ok := n.begun[h.ID]; ok {
+		j.begun = &w
+	}
 	return j, nil
+}
+
+// settle keeps the answer, first where it outlives this process.
+func (s *Server) settle(j *job, r *request, a answer) {
+	n := &s.sess
+	n.mu.Lock()
+	acked := n.acked
+	n.acked = nil
+	delete(n.begun, j.h.ID)
+	n.mu.Unlock()
+	s.tab.journal.acked(acked)
+	s.tab.journal.done(j.h.ID, &r.effects, &a)
+	j.kept.settle(a)
 }
