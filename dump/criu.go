@@ -18,9 +18,15 @@ const (
 	criuProgramFD = criu.FirstExtraFD + iota // the prefix, or the binary
 	criuImagesFD
 	criuCgroupFD
+	criuSettingsFD
 )
 
 const criuNice = -15
+
+// criuSettings are what CRIU's RPC has no field for, as a configuration file. By default CRIU keeps the build ID of each file, and a restore
+// compares: that reads the first half megabyte of each library through FUSE while the tree stands still. It is the source's own file
+// that is read there; its size is enough.
+const criuSettings = "file-validation filesize\n"
 
 func selfFD(n int) string { return "/proc/self/fd/" + strconv.Itoa(n) }
 
@@ -62,7 +68,12 @@ func (d *Dump) startCRIU(ctx context.Context) error {
 		return fmt.Errorf("start criu: %w", err)
 	}
 	defer cg.Close()
-	co.ExtraFiles = []*os.File{prog, images, cg}
+	settings, err := memFile("criu.conf", criuSettings)
+	if err != nil {
+		return fmt.Errorf("start criu: %w", err)
+	}
+	defer settings.Close()
+	co.ExtraFiles = []*os.File{prog, images, cg, settings}
 	// The parasite is stopped by a hardware breakpoint, which costs 10–18 ms when no perf event exists in the system;
 	// fault 130 makes CRIU step by system calls instead.
 	co.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/", "CRIU_FAULT=130"}
@@ -89,12 +100,25 @@ func (d *Dump) startCRIU(ctx context.Context) error {
 	}
 }
 
+// memFile is a file in memory.
+func memFile(name, content string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("make %s: %w", name, err)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	if _, err := f.WriteString(content); err != nil {
+		return nil, errors.Join(fmt.Errorf("write %s: %w", name, err), f.Close())
+	}
+	return f, nil
+}
+
 func (d *Dump) criuOpts() *rpc.CriuOpts {
 	skip, ignore := rpc.CriuNetworkLockMethod_SKIP, rpc.CriuCgMode_IGNORE
 	o := &rpc.CriuOpts{
 		ImagesDirFd: new(int32(-1)), ImagesDir: new(selfFD(criuImagesFD)),
 		Pid: new(int32(d.procs[0].vpid)), FreezeCgroup: new(selfFD(criuCgroupFD)),
-		LogLevel: new(int32(1)), NetworkLock: &skip, ManageCgroupsMode: &ignore, ManageCgroups: new(true),
+		ConfigFile: new(selfFD(criuSettingsFD)), LogLevel: new(int32(1)), NetworkLock: &skip, ManageCgroupsMode: &ignore, ManageCgroups: new(true),
 		OrphanPtsMaster: new(true), External: d.o.External,
 		TcpSkipInFlight: new(d.o.TCPClose), // a connection that nobody has accepted is lost like the others
 		LeaveRunning:    new(true),         // in the frozen cgroup: see the package's doc
