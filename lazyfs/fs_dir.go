@@ -34,7 +34,7 @@ type dirHandle struct {
 func (f *fsys) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	d := &dirHandle{node: in.NodeId}
 	if !isLocal(in.NodeId) {
-		h, err := f.remote.OpenDir(f.ctx, in.NodeId)
+		h, err := f.remote.OpenDir(f.ctx, caller(&in.InHeader), in.NodeId)
 		if err != nil {
 			return f.status(err)
 		}
@@ -88,7 +88,7 @@ func (f *fsys) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if d == nil {
 		return fuse.EBADF
 	}
-	return f.status(f.remote.Fsync(f.ctx, d.node, d.h, in.FsyncFlags&1 != 0))
+	return f.status(f.remote.Fsync(f.ctx, caller(&in.InHeader), d.node, d.h, in.FsyncFlags&1 != 0))
 }
 
 func (f *fsys) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {

@@ -116,7 +116,7 @@ func (f *fsys) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if isLocal(in.NodeId) {
 		return fuse.OK // exists only as long as it is open
 	}
-	return f.status(f.remote.Fsync(f.ctx, in.NodeId, in.Fh, in.FsyncFlags&1 != 0))
+	return f.status(f.remote.Fsync(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.FsyncFlags&1 != 0))
 }
 
 func (f *fsys) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {

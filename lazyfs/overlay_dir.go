@@ -85,7 +85,7 @@ func (o *overlay) empty(dir uint64) error {
 	var h uint64
 	if !isLocal(dir) {
 		var err error
-		if h, err = o.f.remote.OpenDir(o.f.ctx, dir); err != nil {
+		if h, err = o.f.remote.OpenDir(o.f.ctx, wire.FileCaller{}, dir); err != nil {
 			return err
 		}
 		defer o.f.remote.Release(dir, h)

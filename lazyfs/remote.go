@@ -27,12 +27,12 @@ type Remote interface {
 	Write(ctx context.Context, who wire.FileCaller, node, h, off uint64, flags uint32, b []byte) (int, error)
 	Statfs(ctx context.Context, node uint64) (wire.FileStatfs, error)
 	Release(node, h uint64)
-	Fsync(ctx context.Context, node, h uint64, data bool) error
+	Fsync(ctx context.Context, who wire.FileCaller, node, h uint64, data bool) error
 	SetXattr(ctx context.Context, who wire.FileCaller, node uint64, name string, v []byte, flags uint32, kill bool) error
 	GetXattr(ctx context.Context, node uint64, name string, size uint32) (uint32, []byte, error)
 	ListXattr(ctx context.Context, node uint64, size uint32) (uint32, []byte, error)
 	RemoveXattr(ctx context.Context, who wire.FileCaller, node uint64, name string) error
-	OpenDir(ctx context.Context, node uint64) (uint64, error)
+	OpenDir(ctx context.Context, who wire.FileCaller, node uint64) (uint64, error)
 	ReadDir(ctx context.Context, node, h, off uint64, size uint32, plus bool) ([]wire.FileDirent, bool, error)
 	Fallocate(ctx context.Context, who wire.FileCaller, node, h uint64, mode uint32, off, n int64) error
 	Lseek(ctx context.Context, node, h uint64, off int64, whence uint32) (int64, error)

@@ -23,7 +23,15 @@ type ClientOptions struct {
 	// until Attach brings another connection. Nil: the end of the connection is the client's end.
 	Lost func(err error)
 	Log  *slog.Logger // nil: silent
+
+	// Session names the client to the server; zero: it makes a name up. A client with the Session of one that has died, and a greater
+	// Life, takes over what that one had: nodes, handles, and the answers that it may not have got (TakeOver).
+	Session [wire.FileSessionSize]byte
+	Life    uint32 // below MaxLife
 }
+
+// MaxLife bounds ClientOptions.Life.
+const MaxLife = 1 << 23
 
 // Client asks a Server. Calls may be made at the same time; each is one frame out and one back. It outlives its connections: each
 // request is done once, see the package's description.
@@ -31,25 +39,31 @@ type Client struct {
 	log     *slog.Logger
 	lost    func(error)
 	session [wire.FileSessionSize]byte
+	life    uint32
 	window  chan struct{} // holds one for each request without an answer
+	numbers chan struct{} // holds one for each numbered request that is not settled
 	done    chan struct{}
+	told    chan struct{} // the server has told what it keeps
 	wg      sync.WaitGroup
 
 	attachMu sync.Mutex // one Attach at a time; before mu
 	sendMu   sync.Mutex // requests go out in the order of their IDs, so that the server knows what is acknowledged; before mu
 
 	mu      sync.Mutex
-	pending map[uint64]*call // without an answer
-	next    uint64
-	acks    []uint64    // answered and not yet acknowledged: the next request tells
-	link    *clientLink // nil: there is no connection
-	direct  *clientLink // callers may send; nil also while older requests are sent again
-	err     error       // why it ended
+	pending map[uint64]*call // by ID, without an answer
+	open    map[uint64]bool  // numbers that are answered and not settled
+	inherit map[uint64]bool  // IDs whose answers the server keeps for the client before; nil until told
+	next    uint64           // counts requests
+	acks    []uint64         // settled and not yet acknowledged: the next request tells
+	link    *clientLink      // nil: there is no connection
+	direct  *clientLink      // callers may send; nil also while older requests are sent again
+	err     error            // why it ended
 }
 
 // call is one request. Its parts and dst are the caller's, and in use until ready is closed or the client has ended.
 type call struct {
 	id    uint64
+	seq   uint64 // the order in which they are sent
 	typ   wire.Type
 	parts [][]byte
 	dst   []byte // the reply goes here if it fits
@@ -65,10 +79,13 @@ func NewClient(conn *wire.Conn, o ClientOptions) *Client {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	c := &Client{
-		log: o.Log, lost: o.Lost, window: make(chan struct{}, maxUnanswered), done: make(chan struct{}), pending: map[uint64]*call{},
+		log: o.Log, lost: o.Lost, session: o.Session, life: o.Life, window: make(chan struct{}, maxUnanswered), numbers: make(chan struct{}, maxUnanswered),
+		done: make(chan struct{}), told: make(chan struct{}), pending: map[uint64]*call{}, open: map[uint64]bool{},
 	}
-	_, _ = rand.Read(c.session[:]) // never fails, see crypto/rand
-	_ = c.Attach(conn)             // fails only after an end
+	if c.session == ([wire.FileSessionSize]byte{}) {
+		_, _ = rand.Read(c.session[:]) // never fails, see crypto/rand
+	}
+	_ = c.Attach(conn) // fails only after an end
 	return c
 }
 
@@ -125,24 +142,22 @@ func head(node uint64, who wire.FileCaller) *wire.Encoder {
 }
 
 // send makes a request and sends it, or leaves that to the next connection. It waits while too many are without an answer.
-func (c *Client) send(ctx context.Context, t wire.Type, dst []byte, parts ...[]byte) (*call, error) {
-	n := 2 + 8*2*maxUnanswered // acks at most
+func (c *Client) send(ctx context.Context, number uint64, t wire.Type, dst []byte, parts ...[]byte) (*call, error) {
+	n := 2 + 8*wire.MaxFileAcks // acks at most
 	for _, p := range parts {
 		n += len(p)
 	}
 	if n > wire.MaxPayload {
 		return nil, fmt.Errorf("request %d of %d bytes: %w", t, n, wire.ErrLong)
 	}
-	select {
-	case c.window <- struct{}{}:
-	default:
-		select {
-		case c.window <- struct{}{}:
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", ErrLost, ctx.Err())
-		case <-c.done:
-			return nil, fmt.Errorf("%w: %w", ErrLost, c.Err())
+	numbered := number != 0 && ops[t].once
+	if numbered { // before the window: who waits for an answer needs no number any more
+		if err := c.enter(ctx, c.numbers); err != nil {
+			return nil, err
 		}
+	}
+	if err := c.enter(ctx, c.window); err != nil {
+		return nil, err
 	}
 	p := &call{typ: t, dst: dst, ready: make(chan struct{})}
 	c.sendMu.Lock()
@@ -151,17 +166,23 @@ func (c *Client) send(ctx context.Context, t wire.Type, dst []byte, parts ...[]b
 	if c.err != nil {
 		err := c.err
 		c.mu.Unlock()
-		<-c.window
 		return nil, fmt.Errorf("%w: %w", ErrLost, err)
 	}
 	c.next++
-	p.id = c.next
-	ack := make([]byte, 2, 2+8*len(c.acks))
-	binary.BigEndian.PutUint16(ack, uint16(len(c.acks)))
-	for _, id := range c.acks {
+	p.seq = c.next
+	if p.id = number; !numbered || c.pending[number] != nil || c.open[number] { // a number's second operation is its caller's risk
+		p.id = ownID | uint64(c.life)<<40 | c.next
+	}
+	if numbered && p.id != number {
+		<-c.numbers
+	}
+	acks := c.acks[:min(len(c.acks), wire.MaxFileAcks)]
+	ack := make([]byte, 2, 2+8*len(acks))
+	binary.BigEndian.PutUint16(ack, uint16(len(acks)))
+	for _, id := range acks {
 		ack = binary.BigEndian.AppendUint64(ack, id)
 	}
-	c.acks = c.acks[:0]
+	c.acks = c.acks[:copy(c.acks, c.acks[len(acks):])]
 	p.parts = append(append(make([][]byte, 0, 3), ack), parts...)
 	c.pending[p.id] = p
 	l := c.direct
@@ -175,9 +196,29 @@ func (c *Client) send(ctx context.Context, t wire.Type, dst []byte, parts ...[]b
 	return p, nil
 }
 
+// enter takes a place; at the end of the client there is no need to give it back.
+func (c *Client) enter(ctx context.Context, places chan struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	default:
+	}
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrLost, ctx.Err())
+	case <-c.done:
+		return fmt.Errorf("%w: %w", ErrLost, c.Err())
+	}
+}
+
+// ownID marks IDs that the client has made up, beside those that are the numbers of callers (wire.FileCaller).
+const ownID = 1 << 63
+
 // do sends a request and waits for its reply. A call that ctx ends may still be done by the server; dst and parts must then not be used again.
-func (c *Client) do(ctx context.Context, t wire.Type, dst []byte, parts ...[]byte) ([]byte, error) {
-	p, err := c.send(ctx, t, dst, parts...)
+func (c *Client) do(ctx context.Context, number uint64, t wire.Type, dst []byte, parts ...[]byte) ([]byte, error) {
+	p, err := c.send(ctx, number, t, dst, parts...)
 	if err != nil {
 		return nil, err
 	}
@@ -196,8 +237,8 @@ func (c *Client) do(ctx context.Context, t wire.Type, dst []byte, parts ...[]byt
 }
 
 // call is do for replies that are decoded; get takes the fields.
-func (c *Client) call(ctx context.Context, t wire.Type, e *wire.Encoder, get func(*wire.Decoder)) error {
-	b, err := c.do(ctx, t, nil, e.B)
+func (c *Client) call(ctx context.Context, number uint64, t wire.Type, e *wire.Encoder, get func(*wire.Decoder)) error {
+	b, err := c.do(ctx, number, t, nil, e.B)
 	if err != nil {
 		return err
 	}
@@ -215,5 +256,5 @@ func (c *Client) call(ctx context.Context, t wire.Type, e *wire.Encoder, get fun
 
 // tell sends a request whose reply nobody waits for.
 func (c *Client) tell(t wire.Type, e *wire.Encoder) {
-	_, _ = c.send(context.Background(), t, nil, e.B) // fails only when the client has ended
+	_, _ = c.send(context.Background(), 0, t, nil, e.B) // fails only when the client has ended
 }

@@ -99,8 +99,8 @@ func (c *Client) resend(l *clientLink) error {
 	for {
 		c.mu.Lock()
 		var next *call
-		for id, p := range c.pending {
-			if id > last && (next == nil || id < next.id) {
+		for _, p := range c.pending {
+			if p.seq > last && (next == nil || p.seq < next.seq) {
 				next = p
 			}
 		}
@@ -115,7 +115,7 @@ func (c *Client) resend(l *clientLink) error {
 		if err := l.c.Send(next.typ, 0, next.id, next.parts...); err != nil {
 			return err
 		}
-		last = next.id
+		last = next.seq
 	}
 }
 
@@ -139,8 +139,14 @@ func (c *Client) readReplies(l *clientLink) error {
 			if err != nil {
 				return err
 			}
-			if h.ID == 0 && h.Type == wire.MsgError {
+			switch {
+			case h.ID != 0:
+			case h.Type == wire.MsgError:
 				return &violation{fmt.Errorf("introduce to the source's file server: %w", wire.ParseError(b))}
+			case h.Type == wire.MsgFileAttach+1:
+				if err := c.attached(b); err != nil {
+					return &violation{err}
+				}
 			}
 			continue
 		}
@@ -167,11 +173,14 @@ func (c *Client) readReplies(l *clientLink) error {
 	}
 }
 
-// answered settles a call.
+// answered ends the wait for a reply. The answer to a numbered request is acknowledged only when it is settled.
 func (c *Client) answered(id uint64, p *call) {
 	c.mu.Lock()
 	delete(c.pending, id)
-	if ops[p.typ].once {
+	switch {
+	case id&ownID == 0:
+		c.open[id] = true
+	case ops[p.typ].once:
 		c.acks = append(c.acks, id)
 	}
 	c.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 func (c *Client) Lookup(ctx context.Context, who wire.FileCaller, dir uint64, name string) (ent wire.FileEntry, err error) {
 	e := head(dir, who)
 	e.String(name)
-	err = c.call(ctx, wire.MsgFileLookup, e, ent.Get)
+	err = c.call(ctx, who.Number, wire.MsgFileLookup, e, ent.Get)
 	return ent, err
 }
 
@@ -34,7 +34,7 @@ func (c *Client) Forget(f []wire.FileForget) {
 
 // GetAttr is stat.
 func (c *Client) GetAttr(ctx context.Context, node uint64) (a wire.FileAttr, err error) {
-	err = c.call(ctx, wire.MsgFileGetAttr, head(node, wire.FileCaller{}), a.Get)
+	err = c.call(ctx, 0, wire.MsgFileGetAttr, head(node, wire.FileCaller{}), a.Get)
 	return a, err
 }
 
@@ -42,13 +42,13 @@ func (c *Client) GetAttr(ctx context.Context, node uint64) (a wire.FileAttr, err
 func (c *Client) SetAttr(ctx context.Context, who wire.FileCaller, node uint64, s wire.FileSetAttr) (a wire.FileAttr, err error) {
 	e := head(node, who)
 	s.Put(e)
-	err = c.call(ctx, wire.MsgFileSetAttr, e, a.Get)
+	err = c.call(ctx, who.Number, wire.MsgFileSetAttr, e, a.Get)
 	return a, err
 }
 
 // Readlink reads a symbolic link.
 func (c *Client) Readlink(ctx context.Context, node uint64) ([]byte, error) {
-	return c.do(ctx, wire.MsgFileReadlink, nil, head(node, wire.FileCaller{}).B)
+	return c.do(ctx, 0, wire.MsgFileReadlink, nil, head(node, wire.FileCaller{}).B)
 }
 
 // Symlink makes a symbolic link.
@@ -56,7 +56,7 @@ func (c *Client) Symlink(ctx context.Context, who wire.FileCaller, dir uint64, n
 	e := head(dir, who)
 	e.String(name)
 	e.String(target)
-	err = c.call(ctx, wire.MsgFileSymlink, e, ent.Get)
+	err = c.call(ctx, who.Number, wire.MsgFileSymlink, e, ent.Get)
 	return ent, err
 }
 
@@ -67,7 +67,7 @@ func (c *Client) Mknod(ctx context.Context, who wire.FileCaller, dir uint64, nam
 	e.U32(mode)
 	e.U32(umask)
 	e.U32(rdev)
-	err = c.call(ctx, wire.MsgFileMknod, e, ent.Get)
+	err = c.call(ctx, who.Number, wire.MsgFileMknod, e, ent.Get)
 	return ent, err
 }
 
@@ -77,7 +77,7 @@ func (c *Client) Mkdir(ctx context.Context, who wire.FileCaller, dir uint64, nam
 	e.String(name)
 	e.U32(mode)
 	e.U32(umask)
-	err = c.call(ctx, wire.MsgFileMkdir, e, ent.Get)
+	err = c.call(ctx, who.Number, wire.MsgFileMkdir, e, ent.Get)
 	return ent, err
 }
 
@@ -85,14 +85,14 @@ func (c *Client) Mkdir(ctx context.Context, who wire.FileCaller, dir uint64, nam
 func (c *Client) Unlink(ctx context.Context, who wire.FileCaller, dir uint64, name string) error {
 	e := head(dir, who)
 	e.String(name)
-	return c.call(ctx, wire.MsgFileUnlink, e, nil)
+	return c.call(ctx, who.Number, wire.MsgFileUnlink, e, nil)
 }
 
 // Rmdir removes an empty directory.
 func (c *Client) Rmdir(ctx context.Context, who wire.FileCaller, dir uint64, name string) error {
 	e := head(dir, who)
 	e.String(name)
-	return c.call(ctx, wire.MsgFileRmdir, e, nil)
+	return c.call(ctx, who.Number, wire.MsgFileRmdir, e, nil)
 }
 
 // Rename is renameat2.
@@ -102,7 +102,7 @@ func (c *Client) Rename(ctx context.Context, who wire.FileCaller, dir uint64, na
 	e.U64(dir2)
 	e.String(name2)
 	e.U32(flags)
-	return c.call(ctx, wire.MsgFileRename, e, nil)
+	return c.call(ctx, who.Number, wire.MsgFileRename, e, nil)
 }
 
 // Link gives a file one name more.
@@ -110,7 +110,7 @@ func (c *Client) Link(ctx context.Context, who wire.FileCaller, node, dir uint64
 	e := head(dir, who)
 	e.U64(node)
 	e.String(name)
-	err = c.call(ctx, wire.MsgFileLink, e, ent.Get)
+	err = c.call(ctx, who.Number, wire.MsgFileLink, e, ent.Get)
 	return ent, err
 }
 
@@ -118,7 +118,7 @@ func (c *Client) Link(ctx context.Context, who wire.FileCaller, node, dir uint64
 func (c *Client) Open(ctx context.Context, who wire.FileCaller, node uint64, flags uint32) (h uint64, err error) {
 	e := head(node, who)
 	e.U32(flags)
-	err = c.call(ctx, wire.MsgFileOpen, e, func(d *wire.Decoder) { h = d.U64() })
+	err = c.call(ctx, who.Number, wire.MsgFileOpen, e, func(d *wire.Decoder) { h = d.U64() })
 	return h, err
 }
 
@@ -129,7 +129,7 @@ func (c *Client) Create(ctx context.Context, who wire.FileCaller, dir uint64, na
 	e.U32(flags)
 	e.U32(mode)
 	e.U32(umask)
-	err = c.call(ctx, wire.MsgFileCreate, e, func(d *wire.Decoder) { h = d.U64(); ent.Get(d) })
+	err = c.call(ctx, who.Number, wire.MsgFileCreate, e, func(d *wire.Decoder) { h = d.U64(); ent.Get(d) })
 	return h, ent, err
 }
 
@@ -139,7 +139,7 @@ func (c *Client) Tmpfile(ctx context.Context, who wire.FileCaller, dir uint64, f
 	e.U32(flags)
 	e.U32(mode)
 	e.U32(umask)
-	err = c.call(ctx, wire.MsgFileTmpfile, e, func(d *wire.Decoder) { h = d.U64(); ent.Get(d) })
+	err = c.call(ctx, who.Number, wire.MsgFileTmpfile, e, func(d *wire.Decoder) { h = d.U64(); ent.Get(d) })
 	return h, ent, err
 }
 
@@ -149,7 +149,7 @@ func (c *Client) Read(ctx context.Context, node, h, off uint64, b []byte) (int, 
 	e.U64(h)
 	e.U64(off)
 	e.U32(uint32(len(b)))
-	got, err := c.do(ctx, wire.MsgFileRead, b, e.B)
+	got, err := c.do(ctx, 0, wire.MsgFileRead, b, e.B)
 	return len(got), err
 }
 
@@ -159,7 +159,7 @@ func (c *Client) Write(ctx context.Context, who wire.FileCaller, node, h, off ui
 	e.U64(h)
 	e.U64(off)
 	e.U32(flags)
-	r, err := c.do(ctx, wire.MsgFileWrite, nil, e.B, b)
+	r, err := c.do(ctx, who.Number, wire.MsgFileWrite, nil, e.B, b)
 	if err != nil {
 		return 0, err
 	}
@@ -173,7 +173,7 @@ func (c *Client) Write(ctx context.Context, who wire.FileCaller, node, h, off ui
 
 // Statfs tells about the file system of a node.
 func (c *Client) Statfs(ctx context.Context, node uint64) (s wire.FileStatfs, err error) {
-	err = c.call(ctx, wire.MsgFileStatfs, head(node, wire.FileCaller{}), s.Get)
+	err = c.call(ctx, 0, wire.MsgFileStatfs, head(node, wire.FileCaller{}), s.Get)
 	return s, err
 }
 
@@ -185,11 +185,11 @@ func (c *Client) Release(node, h uint64) {
 }
 
 // Fsync writes a file or directory to the source's disk.
-func (c *Client) Fsync(ctx context.Context, node, h uint64, data bool) error {
-	e := head(node, wire.FileCaller{})
+func (c *Client) Fsync(ctx context.Context, who wire.FileCaller, node, h uint64, data bool) error {
+	e := head(node, who)
 	e.U64(h)
 	e.Bool(data)
-	return c.call(ctx, wire.MsgFileFsync, e, nil)
+	return c.call(ctx, who.Number, wire.MsgFileFsync, e, nil)
 }
 
 // SetXattr sets an extended attribute; kill: an ACL set by a caller who loses set-group-ID by that.
@@ -199,7 +199,7 @@ func (c *Client) SetXattr(ctx context.Context, who wire.FileCaller, node uint64,
 	e.U32(flags)
 	e.Bool(kill)
 	e.Bytes(v)
-	return c.call(ctx, wire.MsgFileSetXattr, e, nil)
+	return c.call(ctx, who.Number, wire.MsgFileSetXattr, e, nil)
 }
 
 // GetXattr reads an extended attribute; size 0 asks for its size only.
@@ -207,7 +207,7 @@ func (c *Client) GetXattr(ctx context.Context, node uint64, name string, size ui
 	e := head(node, wire.FileCaller{})
 	e.String(name)
 	e.U32(size)
-	err = c.call(ctx, wire.MsgFileGetXattr, e, func(d *wire.Decoder) { n = d.U32(); v = d.Rest() })
+	err = c.call(ctx, 0, wire.MsgFileGetXattr, e, func(d *wire.Decoder) { n = d.U32(); v = d.Rest() })
 	return n, v, err
 }
 
@@ -215,7 +215,7 @@ func (c *Client) GetXattr(ctx context.Context, node uint64, name string, size ui
 func (c *Client) ListXattr(ctx context.Context, node uint64, size uint32) (n uint32, v []byte, err error) {
 	e := head(node, wire.FileCaller{})
 	e.U32(size)
-	err = c.call(ctx, wire.MsgFileListXattr, e, func(d *wire.Decoder) { n = d.U32(); v = d.Rest() })
+	err = c.call(ctx, 0, wire.MsgFileListXattr, e, func(d *wire.Decoder) { n = d.U32(); v = d.Rest() })
 	return n, v, err
 }
 
@@ -223,12 +223,12 @@ func (c *Client) ListXattr(ctx context.Context, node uint64, size uint32) (n uin
 func (c *Client) RemoveXattr(ctx context.Context, who wire.FileCaller, node uint64, name string) error {
 	e := head(node, who)
 	e.String(name)
-	return c.call(ctx, wire.MsgFileRemoveXattr, e, nil)
+	return c.call(ctx, who.Number, wire.MsgFileRemoveXattr, e, nil)
 }
 
 // OpenDir opens a directory.
-func (c *Client) OpenDir(ctx context.Context, node uint64) (h uint64, err error) {
-	err = c.call(ctx, wire.MsgFileOpenDir, head(node, wire.FileCaller{}), func(d *wire.Decoder) { h = d.U64() })
+func (c *Client) OpenDir(ctx context.Context, who wire.FileCaller, node uint64) (h uint64, err error) {
+	err = c.call(ctx, who.Number, wire.MsgFileOpenDir, head(node, who), func(d *wire.Decoder) { h = d.U64() })
 	return h, err
 }
 
@@ -240,7 +240,7 @@ func (c *Client) ReadDir(ctx context.Context, node, h, off uint64, size uint32, 
 	e.U64(off)
 	e.U32(size)
 	e.Bool(plus)
-	err = c.call(ctx, wire.MsgFileReadDir, e, func(d *wire.Decoder) {
+	err = c.call(ctx, 0, wire.MsgFileReadDir, e, func(d *wire.Decoder) {
 		eof = d.Bool()
 		n := d.Count(8 + 8 + 4 + 4 + 1)
 		ents = make([]wire.FileDirent, n)
@@ -258,7 +258,7 @@ func (c *Client) Fallocate(ctx context.Context, who wire.FileCaller, node, h uin
 	e.U32(mode)
 	e.I64(off)
 	e.I64(n)
-	return c.call(ctx, wire.MsgFileFallocate, e, nil)
+	return c.call(ctx, who.Number, wire.MsgFileFallocate, e, nil)
 }
 
 // Lseek finds data or a hole.
@@ -267,7 +267,7 @@ func (c *Client) Lseek(ctx context.Context, node, h uint64, off int64, whence ui
 	e.U64(h)
 	e.I64(off)
 	e.U32(whence)
-	err = c.call(ctx, wire.MsgFileLseek, e, func(d *wire.Decoder) { pos = d.I64() })
+	err = c.call(ctx, 0, wire.MsgFileLseek, e, func(d *wire.Decoder) { pos = d.I64() })
 	return pos, err
 }
 
@@ -280,6 +280,6 @@ func (c *Client) CopyRange(ctx context.Context, who wire.FileCaller, node, h uin
 	e.U64(h2)
 	e.I64(off2)
 	e.U64(n)
-	err = c.call(ctx, wire.MsgFileCopyRange, e, func(d *wire.Decoder) { got = d.U32() })
+	err = c.call(ctx, who.Number, wire.MsgFileCopyRange, e, func(d *wire.Decoder) { got = d.U32() })
 	return got, err
 }

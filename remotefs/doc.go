@@ -14,6 +14,10 @@
 // was answered before them, and go out in the order of their numbers; so a request that came late over an old connection could
 // be taken for a new one after its answer is forgotten: the server begins nothing on a connection that has been replaced.
 //
+// A Client that dies is followed by another of the same session, which asks again what nobody has been told the answer of, under the same numbers:
+// client_succeed.go. What has no number is lost with its client: forgets that were on their way and entries of directories that were
+// fetched ahead leave counts too high, so nodes stay longer, never shorter.
+//
 // # A killed server
 //
 // What a server knows of its client (nodes, handles, answers) dies with its process, unless it has a Journal (journal.go): another process then follows it with a

@@ -36,7 +36,18 @@ func newLine(t *testing.T, dir string) *line {
 	must(t, err)
 	s.Grant()
 	l := &line{t: t, s: s}
-	l.c = NewClient(l.connect(), ClientOptions{Lost: func(error) {
+	l.c = l.client(0)
+	t.Cleanup(func() {
+		within(t, "the client's end", func() { _ = l.c.Close(); _ = l.c.Close() })
+		within(t, "the server's end", func() { must(t, s.Close()) })
+		within(t, "the connections' end", l.wg.Wait)
+	})
+	return l
+}
+
+// client is the line's client of that life. Only the newest may lose connections.
+func (l *line) client(life uint32) *Client {
+	return NewClient(l.connect(), ClientOptions{Session: [wire.FileSessionSize]byte{1}, Life: life, Lost: func(error) {
 		l.mu.Lock()
 		l.lost++
 		down := l.down
@@ -45,12 +56,38 @@ func newLine(t *testing.T, dir string) *line {
 			_ = l.c.Attach(l.connect()) // fails when the test is over
 		}
 	}})
-	t.Cleanup(func() {
-		within(t, "the client's end", func() { _ = l.c.Close(); _ = l.c.Close() })
-		within(t, "the server's end", func() { must(t, s.Close()) })
-		within(t, "the connections' end", l.wg.Wait)
-	})
-	return l
+}
+
+// die ends the client when the next connection is lost, while fn is under way, and puts another in its place, which is going to ask for again.
+func (l *line) die(life uint32, fn func(), again map[uint64]bool) {
+	l.t.Helper()
+	l.stay()
+	lost := l.losses()
+	done := make(chan struct{})
+	go func() { defer close(done); fn() }()
+	kerneltest.Eventually(l.t, "loss", func() bool { return l.losses() > lost })
+	_ = l.c.Close()
+	within(l.t, "the operation's end", func() { <-done })
+	l.mu.Lock()
+	l.down, l.hook = false, nil
+	l.mu.Unlock()
+	l.c = l.client(life)
+	must(l.t, l.c.TakeOver(ctx))
+	l.c.TakenOver(again)
+}
+
+// settled checks that the server keeps no answer when all is settled and acknowledged.
+func (l *line) settled(number uint64) {
+	l.t.Helper()
+	l.c.Settled(number)
+	_, err := l.c.GetAttr(ctx, wire.FileRootNode)
+	must(l.t, err)
+	n := &l.server().sess
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if len(n.kept) > 0 {
+		l.t.Errorf("%d answers are kept for ever", len(n.kept))
+	}
 }
 
 // within runs fn, which must end.

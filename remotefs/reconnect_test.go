@@ -23,75 +23,78 @@ import (
 type each struct {
 	dir   string
 	c     *Client
+	who   wire.FileCaller
 	f, d  wire.FileEntry
 	h, dh uint64
 	link  uint64
 }
 
 var operations = map[string]func(e *each) (any, error){
-	"lookup":  func(e *each) (any, error) { x, err := e.c.Lookup(ctx, root, 1, "f"); return x.Node == e.f.Node, err },
+	"lookup":  func(e *each) (any, error) { x, err := e.c.Lookup(ctx, e.who, 1, "f"); return x.Node == e.f.Node, err },
 	"getattr": func(e *each) (any, error) { a, err := e.c.GetAttr(ctx, e.f.Node); return a.Size, err },
 	"setattr": func(e *each) (any, error) {
-		a, err := e.c.SetAttr(ctx, root, e.f.Node, wire.FileSetAttr{Valid: wire.FileSetSize, Size: 2})
+		a, err := e.c.SetAttr(ctx, e.who, e.f.Node, wire.FileSetAttr{Valid: wire.FileSetSize, Size: 2})
 		return a.Size, err
 	},
 	"readlink": func(e *each) (any, error) { b, err := e.c.Readlink(ctx, e.link); return string(b), err },
-	"symlink":  func(e *each) (any, error) { x, err := e.c.Symlink(ctx, root, 1, "new", "x"); return x.Attr.Mode, err },
+	"symlink":  func(e *each) (any, error) { x, err := e.c.Symlink(ctx, e.who, 1, "new", "x"); return x.Attr.Mode, err },
 	"mknod": func(e *each) (any, error) {
-		x, err := e.c.Mknod(ctx, root, 1, "new", unix.S_IFREG|0o600, 0, 0)
+		x, err := e.c.Mknod(ctx, e.who, 1, "new", unix.S_IFREG|0o600, 0, 0)
 		return x.Attr.Mode, err
 	},
 	"mkdir": func(e *each) (any, error) {
-		x, err := e.c.Mkdir(ctx, root, 1, "new", 0o700, 0)
+		x, err := e.c.Mkdir(ctx, e.who, 1, "new", 0o700, 0)
 		return x.Attr.Mode, err
 	},
-	"unlink": func(e *each) (any, error) { return nil, e.c.Unlink(ctx, root, 1, "f") },
-	"rmdir":  func(e *each) (any, error) { return nil, e.c.Rmdir(ctx, root, 1, "d") },
-	"rename": func(e *each) (any, error) { return nil, e.c.Rename(ctx, root, 1, "f", 1, "new", unix.RENAME_NOREPLACE) },
+	"unlink": func(e *each) (any, error) { return nil, e.c.Unlink(ctx, e.who, 1, "f") },
+	"rmdir":  func(e *each) (any, error) { return nil, e.c.Rmdir(ctx, e.who, 1, "d") },
+	"rename": func(e *each) (any, error) {
+		return nil, e.c.Rename(ctx, e.who, 1, "f", 1, "new", unix.RENAME_NOREPLACE)
+	},
 	"link": func(e *each) (any, error) {
-		x, err := e.c.Link(ctx, root, e.f.Node, 1, "new")
+		x, err := e.c.Link(ctx, e.who, e.f.Node, 1, "new")
 		return x.Attr.Nlink, err
 	},
-	"open": func(e *each) (any, error) { h, err := e.c.Open(ctx, root, e.f.Node, 0); return h != 0, err },
+	"open": func(e *each) (any, error) { h, err := e.c.Open(ctx, e.who, e.f.Node, 0); return h != 0, err },
 	"read": func(e *each) (any, error) {
 		b := make([]byte, 10)
 		n, err := e.c.Read(ctx, e.f.Node, e.h, 1, b)
 		return string(b[:n]), err
 	},
 	"write": func(e *each) (any, error) {
-		n, err := e.c.Write(ctx, root, e.f.Node, e.h, 0, wire.FileWriteAppend, []byte("more"))
+		n, err := e.c.Write(ctx, e.who, e.f.Node, e.h, 0, wire.FileWriteAppend, []byte("more"))
 		return n, err
 	},
 	"statfs": func(e *each) (any, error) { s, err := e.c.Statfs(ctx, 1); return s.Bsize, err },
-	"fsync":  func(e *each) (any, error) { return nil, e.c.Fsync(ctx, e.f.Node, e.h, true) },
+	"fsync":  func(e *each) (any, error) { return nil, e.c.Fsync(ctx, e.who, e.f.Node, e.h, true) },
 	"setxattr": func(e *each) (any, error) {
-		return nil, e.c.SetXattr(ctx, root, e.f.Node, "trusted.new", []byte("v"), unix.XATTR_CREATE, false)
+		return nil, e.c.SetXattr(ctx, e.who, e.f.Node, "trusted.new", []byte("v"), unix.XATTR_CREATE, false)
 	},
 	"getxattr": func(e *each) (any, error) {
 		_, v, err := e.c.GetXattr(ctx, e.f.Node, "trusted.x", 100)
 		return string(v), err
 	},
 	"listxattr":   func(e *each) (any, error) { _, v, err := e.c.ListXattr(ctx, e.f.Node, 1000); return string(v), err },
-	"removexattr": func(e *each) (any, error) { return nil, e.c.RemoveXattr(ctx, root, e.f.Node, "trusted.x") },
-	"opendir":     func(e *each) (any, error) { h, err := e.c.OpenDir(ctx, 1); return h != 0, err },
+	"removexattr": func(e *each) (any, error) { return nil, e.c.RemoveXattr(ctx, e.who, e.f.Node, "trusted.x") },
+	"opendir":     func(e *each) (any, error) { h, err := e.c.OpenDir(ctx, e.who, 1); return h != 0, err },
 	"readdir": func(e *each) (any, error) {
 		l, eof, err := e.c.ReadDir(ctx, e.d.Node, e.dh, 0, 1000, true)
 		return fmt.Sprint(len(l), eof), err
 	},
 	"create": func(e *each) (any, error) {
-		_, x, err := e.c.Create(ctx, root, 1, "new", unix.O_RDWR|unix.O_EXCL, 0o600, 0)
+		_, x, err := e.c.Create(ctx, e.who, 1, "new", unix.O_RDWR|unix.O_EXCL, 0o600, 0)
 		return x.Attr.Mode, err
 	},
 	"tmpfile": func(e *each) (any, error) {
-		_, x, err := e.c.Tmpfile(ctx, root, 1, unix.O_RDWR, 0o600, 0)
+		_, x, err := e.c.Tmpfile(ctx, e.who, 1, unix.O_RDWR, 0o600, 0)
 		return x.Attr.Mode, err
 	},
 	"fallocate": func(e *each) (any, error) {
-		return nil, e.c.Fallocate(ctx, root, e.f.Node, e.h, unix.FALLOC_FL_KEEP_SIZE, 0, 9000)
+		return nil, e.c.Fallocate(ctx, e.who, e.f.Node, e.h, unix.FALLOC_FL_KEEP_SIZE, 0, 9000)
 	},
 	"lseek": func(e *each) (any, error) { return e.c.Lseek(ctx, e.f.Node, e.h, 0, unix.SEEK_HOLE) },
 	"copy_file_range": func(e *each) (any, error) {
-		return e.c.CopyRange(ctx, root, e.f.Node, e.h, 0, e.f.Node, e.h, 10, 2)
+		return e.c.CopyRange(ctx, e.who, e.f.Node, e.h, 0, e.f.Node, e.h, 10, 2)
 	},
 	"forget":  func(e *each) (any, error) { e.c.Forget([]wire.FileForget{{Node: e.d.Node, Count: 1}}); return nil, nil },
 	"release": func(e *each) (any, error) { e.c.Release(e.f.Node, e.h); return nil, nil },
@@ -107,7 +110,7 @@ func typeOf(name string) wire.Type {
 }
 
 // outcome is all that is seen of an operation: its result, the directory, and what the server holds.
-func outcome(t *testing.T, name string, cut func(*line, wire.Type), kill func(*line)) string {
+func outcome(t *testing.T, name string, cut func(*line, wire.Type), kill func(*line), deaths int) string {
 	dir := t.TempDir()
 	l := newLine(t, dir)
 	e := &each{dir: dir, c: l.c}
@@ -130,7 +133,7 @@ func outcome(t *testing.T, name string, cut func(*line, wire.Type), kill func(*l
 	e.link = ln.Node
 	e.h, err = l.c.Open(ctx, root, e.f.Node, unix.O_RDWR)
 	must(t, err)
-	e.dh, err = l.c.OpenDir(ctx, e.d.Node)
+	e.dh, err = l.c.OpenDir(ctx, root, e.d.Node)
 	must(t, err)
 	typ := typeOf(name)
 	if cut != nil {
@@ -140,6 +143,19 @@ func outcome(t *testing.T, name string, cut func(*line, wire.Type), kill func(*l
 		kill(l)
 	}
 	var b strings.Builder
+	for life := range deaths { // of clients, in the middle of the operation
+		e.who.Number = 1000
+		l.die(uint32(life+1), func() {
+			if _, err := operations[name](e); !errors.Is(err, ErrLost) {
+				t.Errorf("%s of a client that died: %v", name, err)
+			}
+		}, map[uint64]bool{1000: true})
+		e.c = l.c
+		cut(l, typ)
+	}
+	if deaths > 0 {
+		l.cutAt(0, 0)
+	}
 	within(t, name, func() {
 		v, err := operations[name](e)
 		fmt.Fprintln(&b, v, unix.ErrnoName(wire.ErrnoOf(err)))
@@ -148,6 +164,7 @@ func outcome(t *testing.T, name string, cut func(*line, wire.Type), kill func(*l
 	if n := l.losses(); kill == nil && (n == 0) != (cut == nil) {
 		t.Errorf("%d connections were lost", n)
 	}
+	l.settled(e.who.Number)
 	must(t, filepath.WalkDir(dir, func(p string, d os.DirEntry, err error) error {
 		var st unix.Stat_t
 		if err == nil {
@@ -180,13 +197,13 @@ func TestReplyLost(t *testing.T) {
 	}
 	for name := range operations {
 		t.Run(name, func(t *testing.T) {
-			want := outcome(t, name, nil, nil)
+			want := outcome(t, name, nil, nil, 0)
 			for n := range 4 {
 				for what, d := range map[string]wire.Type{"request": 0, "reply": 1} {
 					if n == 0 {
 						continue
 					}
-					if got := outcome(t, name, func(l *line, typ wire.Type) { l.cutAt(typ+d, n) }, nil); got != want {
+					if got := outcome(t, name, func(l *line, typ wire.Type) { l.cutAt(typ+d, n) }, nil, 0); got != want {
 						t.Errorf("%s lost %d times:\n%s\nwant\n%s", what, n, got, want)
 					}
 				}
@@ -224,7 +241,7 @@ func TestRepeatWaits(t *testing.T) {
 	dir := t.TempDir()
 	l := newLine(t, dir)
 	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o644))
-	h, err := l.c.OpenDir(ctx, 1)
+	h, err := l.c.OpenDir(ctx, root, 1)
 	must(t, err)
 	hold, err := l.s.tab.handle(h)
 	must(t, err)

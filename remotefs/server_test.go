@@ -122,7 +122,7 @@ func TestConfinement(t *testing.T) {
 		wantErr(t, "below "+l, err, unix.ENOTDIR)
 		_, err = c.Open(ctx, root, e.Node, unix.O_RDONLY)
 		wantErr(t, "open "+l, err, unix.EACCES)
-		_, err = c.OpenDir(ctx, e.Node)
+		_, err = c.OpenDir(ctx, root, e.Node)
 		wantErr(t, "opendir "+l, err, unix.ENOTDIR)
 	}
 	for _, n := range []string{"fifo", "null"} {
@@ -137,7 +137,7 @@ func TestConfinement(t *testing.T) {
 	must(t, err)
 	_, err = c.Lookup(ctx, root, proc.Node, "1")
 	wantErr(t, "inside /proc", err, unix.ENOENT)
-	h, err := c.OpenDir(ctx, proc.Node)
+	h, err := c.OpenDir(ctx, root, proc.Node)
 	must(t, err)
 	if l, eof, err := c.ReadDir(ctx, proc.Node, h, 0, 1000, true); len(l) != 0 || !eof || err != nil {
 		t.Errorf("/proc lists %v, %v", l, err)
@@ -299,7 +299,7 @@ func TestMountsInside(t *testing.T) {
 	if f.Attr.Ino != 1<<48^inside.Ino {
 		t.Errorf("inode %x, want %x on device 1", f.Attr.Ino, inside.Ino)
 	}
-	h, err := c.OpenDir(ctx, e.Node)
+	h, err := c.OpenDir(ctx, root, e.Node)
 	must(t, err)
 	list, _, err := c.ReadDir(ctx, e.Node, h, 0, 4096, true)
 	must(t, err)

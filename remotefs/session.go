@@ -1,6 +1,7 @@
 package remotefs
 
 import (
+	"encoding/binary"
 	"fmt"
 	"sync"
 
@@ -65,12 +66,20 @@ func (a *answer) send(c *wire.Conn, id uint64) error {
 // keptAnswer is there from the beginning of a request until the client says that it has the answer.
 type keptAnswer struct {
 	answer
-	done chan struct{} // the answer is there
+	done     chan struct{} // the answer is there
+	unwanted bool          // it is acknowledged before it is there: by the successor of a client that died
 }
 
-func (k *keptAnswer) settle(a answer) {
+// settle is the end of a request that may be done only once.
+func (n *session) settle(id uint64, k *keptAnswer, a answer) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	k.answer = a
 	close(k.done)
+	if k.unwanted {
+		delete(n.kept, id)
+		n.acked = append(n.acked, id)
+	}
 }
 
 // job is one request that has been read.
@@ -111,11 +120,15 @@ func (s *Server) attach(l *serverLink) error {
 	}
 	old := n.cur
 	n.cur = l
+	kept := make([]byte, 0, 8*len(n.kept))
+	for id := range n.kept {
+		kept = binary.BigEndian.AppendUint64(kept, id)
+	}
 	n.mu.Unlock()
 	if old != nil {
 		old.end()
 	}
-	if err := l.c.Send(wire.MsgFileAttach+1, 0, h.ID); err != nil {
+	if err := l.c.Send(wire.MsgFileAttach+1, 0, h.ID, kept); err != nil {
 		return fmt.Errorf("answer introduction: %w", err)
 	}
 	return nil
@@ -147,7 +160,7 @@ func (s *Server) take(l *serverLink, h wire.Header, p []byte) (*job, error) {
 				delete(n.kept, id)
 				n.acked = append(n.acked, id)
 			default:
-				return nil, fmt.Errorf("request %d is acknowledged before it is answered: %w", id, errProtocol)
+				k.unwanted = true
 			}
 		}
 	}
@@ -183,5 +196,5 @@ func (s *Server) settle(j *job, r *request, a answer) {
 	n.mu.Unlock()
 	s.tab.journal.acked(acked)
 	s.tab.journal.done(j.h.ID, &r.effects, &a)
-	j.kept.settle(a)
+	n.settle(j.h.ID, j.kept, a)
 }

@@ -306,8 +306,7 @@ func (s *Server) adopt(t *standing) {
 	q := &s.sess
 	q.known, q.id, q.begun, q.kept = t.known, t.client, t.begun, map[uint64]*keptAnswer{}
 	for id, a := range t.kept {
-		k := &keptAnswer{done: make(chan struct{})}
-		k.settle(a)
-		q.kept[id] = k
+		q.kept[id] = &keptAnswer{done: make(chan struct{})}
+		q.settle(id, q.kept[id], a)
 	}
 }

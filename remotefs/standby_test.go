@@ -98,11 +98,11 @@ func (l *line) killAt(n int) *killer {
 func TestServerKilled(t *testing.T) {
 	for name := range operations {
 		t.Run(name, func(t *testing.T) {
-			want := outcome(t, name, nil, nil)
+			want := outcome(t, name, nil, nil, 0)
 			kills := 0
 			for n := 0; ; n++ {
 				var k *killer
-				got := outcome(t, name, nil, func(l *line) { k = l.killAt(n) })
+				got := outcome(t, name, nil, func(l *line) { k = l.killAt(n) }, 0)
 				if got != want {
 					t.Errorf("killed at message %d:\n%s\nwant\n%s", n, got, want)
 				}

@@ -33,7 +33,7 @@ const (
 	MsgFileFallocate   Type = 352
 	MsgFileLseek       Type = 354
 	MsgFileCopyRange   Type = 356
-	MsgFileAttach      Type = 358 // first on each connection, ID 0: who asks, 16 bytes; later connections of the same replace the one before
+	MsgFileAttach      Type = 358 // first on each connection, ID 0: who asks, 16 bytes; later connections of the same replace the one before → IDs of kept answers
 )
 
 // Limits of the files lane.
@@ -52,7 +52,13 @@ const (
 )
 
 // FileCaller is who asks: the credentials that the operation runs with.
-type FileCaller struct{ UID, GID uint32 }
+type FileCaller struct {
+	UID, GID uint32
+
+	// Number, unless 0, names a request so that it is done once even if it is asked again by another client of the session, which takes the
+	// place of one that died. Below 1 << 63; the frame's ID, not part of the message. One number, one operation that is done once.
+	Number uint64
+}
 
 // FileBare in FileAttr.Flags: the file has no extended attributes at all. Not told means nothing.
 const FileBare = 1
