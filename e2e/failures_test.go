@@ -176,6 +176,17 @@ func TestCutAtTheGrant(t *testing.T) {
 	r.clean()
 }
 
+// TestThawedByHand thaws the frozen tree between the last look at the freezer and the grant: it runs here, so it is not granted.
+func TestThawedByHand(t *testing.T) {
+	r := newRig(t, "checker")
+	ch := r.checker(r.l.A, 64, 2)
+	r.sourceEnv = []string{"LAZYMIG_PARK=grant:" + gate}
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.eventually("source to be about to grant", func() bool { return strings.Contains(r.sh(r.l.A, "cat /var/lib/lazymig/*.log; true"), "parked") })
+	r.sh(r.l.A, "f=$(find /sys/fs/cgroup -path '*lazymig-*' -name cgroup.freeze | grep -v -e -dst | head -n 1); echo 0 > $f; touch "+gate)
+	r.runsOn(g.wait(), ch, 4, "not frozen")
+}
+
 // TestAgentKilledLater kills the agent when all memory has moved: the tree goes on, its files are served without the agent, and the next one
 // notices the end and tells the source.
 func TestAgentKilledLater(t *testing.T) {

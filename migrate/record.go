@@ -50,6 +50,10 @@ type Record struct {
 	mu   sync.Mutex
 	f    *os.File
 	last Entry
+	size int64 // of the file up to last
+	prev Entry // the one before last, for Withdraw
+	upTo int64 // size up to prev
+	torn bool  // a write failed: behind size there may be anything
 }
 
 // recordDir is the directory of one migration on one side; both sides may be on one host.
@@ -116,6 +120,9 @@ func (r *Record) append(e Entry) error {
 	if err := r.last.State.to(e.State); err != nil {
 		return fmt.Errorf("record of migration %v: %w", r.ID, err)
 	}
+	if err := r.mend(); err != nil {
+		return err
+	}
 	e.Time = time.Now()
 	e.Boot = bootID()
 	b, err := json.Marshal(e)
@@ -123,14 +130,48 @@ func (r *Record) append(e Entry) error {
 		return fmt.Errorf("record of migration %v: %w", r.ID, err)
 	}
 	line := fmt.Appendf(nil, "%08x %s\n", crc32.ChecksumIEEE(b), b)
-	if _, err := r.f.Write(line); err != nil {
-		return fmt.Errorf("write record of migration %v: %w", r.ID, err)
+	if _, err = r.f.Write(line); err == nil {
+		err = r.f.Sync()
 	}
-	if err := r.f.Sync(); err != nil {
-		return fmt.Errorf("sync record of migration %v: %w", r.ID, err)
+	if err != nil { // part of the line, or all of it, may be in the file, and on the disk
+		r.torn = true
+		return errors.Join(fmt.Errorf("write record of migration %v: %w", r.ID, err), r.mend())
 	}
-	r.last = e
+	r.prev, r.upTo = r.last, r.size
+	r.last, r.size = e, r.size+int64(len(line))
 	return nil
+}
+
+// mend takes out of the file what a write that failed may have left there: another line must not be joined to half of one, and a grant that
+// was not recorded must not be found by the keeper.
+func (r *Record) mend() error {
+	if !r.torn {
+		return nil
+	}
+	err := r.f.Truncate(r.size)
+	if err == nil {
+		err = r.f.Sync()
+	}
+	if err != nil {
+		return fmt.Errorf("mend record of migration %v: %w", r.ID, err)
+	}
+	r.torn = false
+	return nil
+}
+
+// Sure says that the file, also after a crash, holds what Last says and nothing else. After an error it may say more: a grant, perhaps.
+func (r *Record) Sure() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.mend()
+}
+
+// Withdraw takes the last entry back: a grant that nobody has been told of, and that turns out to be wrong.
+func (r *Record) Withdraw() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last, r.size, r.torn = r.prev, r.upTo, true
+	return r.mend()
 }
 
 // Last is the newest entry.
@@ -287,5 +328,5 @@ func openRecord(k Known) (*Record, error) {
 		f.Close()
 		return nil, fmt.Errorf("open record: %w", err)
 	}
-	return &Record{Dir: k.Dir, ID: k.ID, f: f, last: k.Last()}, nil
+	return &Record{Dir: k.Dir, ID: k.ID, f: f, last: k.Last(), size: whole}, nil
 }

@@ -134,7 +134,13 @@ func (s *Source) enter(st State, note string) error {
 func (s *Source) undo(cause error) error {
 	state := "running"
 	if s.dump != nil {
-		if err := s.dump.Abort(); err != nil {
+		err := s.rec.Sure()
+		if err == nil {
+			err = s.dump.Abort()
+		} else if gerr := s.dump.Granted(); gerr != nil { // the record may say granted, so nobody thaws before `recover` has asked the target
+			err = errors.Join(err, gerr)
+		}
+		if err != nil {
 			state = "frozen"
 			cause = errors.Join(cause, fmt.Errorf("thaw tree: %w", err))
 		}
@@ -218,8 +224,11 @@ func (s *Source) commit() error {
 	if err := s.enter(Granted, ""); err != nil { // the keeper reads it there: from now on it does not thaw
 		return err
 	}
-	if err := s.dump.Granted(); err != nil {
-		s.log.Error("the tree is granted; that it stays frozen could not be made sure twice", "err", err)
+	if err := s.dump.Granted(); err != nil { // somebody has thawed it since Check: it runs here, so it must not run there
+		s.mu.Lock()
+		s.state = Frozen
+		s.mu.Unlock()
+		return errors.Join(err, s.rec.Withdraw())
 	}
 	return nil
 }
