@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"crypto/subtle"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -186,7 +187,7 @@ func (a *Agent) control(ctx context.Context, nc net.Conn, id wire.ID, log *slog.
 			a.begin(ctx, c, id, peer, p, log)
 			return
 		case wire.MsgState:
-			a.goOn(c, id, p)
+			a.goOn(c, id, p, log)
 			return
 		case wire.MsgAbort: // before anything was begun
 			return
@@ -240,8 +241,9 @@ func (a *Agent) begin(ctx context.Context, c *wire.Conn, id wire.ID, peer []stri
 	log.Info("migration ends", "audit", true, "id", id, "state", t.State(), "err", end)
 }
 
-// goOn gives a new control connection to a migration that lost its old one. Unknown: says so; the source decides nothing by it.
-func (a *Agent) goOn(c *wire.Conn, id wire.ID, p []byte) {
+// goOn gives a new control connection to a migration that lost its old one, if the peer knows the token: others of the same CA must not
+// say "granted". Unknown: says so; the source decides nothing by it.
+func (a *Agent) goOn(c *wire.Conn, id wire.ID, p []byte, log *slog.Logger) {
 	t := a.target(id)
 	var m stateMsg
 	if err := json.Unmarshal(p, &m); err != nil || t == nil {
@@ -254,6 +256,10 @@ func (a *Agent) goOn(c *wire.Conn, id wire.ID, p []byte) {
 			}
 		}
 		_ = c.Send(wire.MsgState, 0, 0, encode(s)) // a lost answer is asked for again
+		return
+	}
+	if subtle.ConstantTimeCompare(m.Token[:], t.msg.Token[:]) != 1 {
+		log.Warn("control connection refused: the peer does not know the token of the migration", "id", id)
 		return
 	}
 	t.reconnect(c, m)

@@ -30,7 +30,7 @@ func (s *Source) tellAborted(cause error) {
 		}
 		if err == nil {
 			again := newSession(c, nil)
-			err = again.send(wire.MsgState, stateMsg{State: Aborted, Note: cause.Error()})
+			err = again.send(wire.MsgState, stateMsg{State: Aborted, Note: cause.Error(), Token: s.d.token})
 			ok := err == nil && heard(again)
 			again.close()
 			if ok {

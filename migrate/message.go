@@ -115,8 +115,9 @@ type dialMsg struct {
 
 // stateMsg opens a control connection: where the source stands; the answer: where the target stands.
 type stateMsg struct {
-	State State  `json:"state"`
-	Note  string `json:"note,omitempty"`
+	State State      `json:"state"`
+	Note  string     `json:"note,omitempty"`
+	Token wire.Token `json:"token,omitzero"` // the source's: only who began a migration goes on with it
 }
 
 func encode(v any) []byte {

@@ -94,7 +94,7 @@ func (s *Source) reconnect(ctx context.Context, wait time.Duration) error {
 		c, err := s.d.dial(ctx, wire.LaneControl)
 		if err == nil {
 			s.sess = newSession(c, s.relay)
-			if err = s.sess.send(wire.MsgState, stateMsg{State: s.State()}); err == nil {
+			if err = s.sess.send(wire.MsgState, stateMsg{State: s.State(), Token: s.d.token}); err == nil {
 				break
 			}
 			s.sess.close()
@@ -174,6 +174,8 @@ func (s *Source) compareStates(m stateMsg) (bool, error) {
 	case Ended:
 		s.exited(exitedMsg{Status: -1})
 		return true, nil
+	case LostTree:
+		return false, fmt.Errorf("the target has lost the tree (%s): it is frozen here", m.Note)
 	case Aborted:
 		return false, fmt.Errorf("the target gave up before it had the grant (%s): the tree is frozen here and ran nowhere since", m.Note)
 	}

@@ -56,7 +56,10 @@ func sweepOne(k Known, log *slog.Logger) State {
 		}
 	}
 	end, why := Aborted, "the agent ended before the grant"
-	if last.State.Handed() {
+	switch {
+	case last.State == Granted: // the agent died before it let go, or right after: the source must not kill the only tree that there may be
+		end, why = LostTree, "the agent ended while it let the tree go, and nothing of it is here: whether it ran can't be told"
+	case last.State.Handed():
 		end, why = Ended, "the tree ended while there was no agent: its status is not known"
 	}
 	r, err := openRecord(k)

@@ -137,7 +137,7 @@ func (t *Target) run(ctx context.Context, c *wire.Conn) error {
 	t.rec, t.state = rec, Prepare
 	defer rec.Close()
 	defer close(t.over)
-	defer t.cleanup()
+	defer func() { _ = t.cleanup() }() // told there
 	s := newSession(c, nil)
 	defer t.stopStdio()
 	defer func() {
@@ -146,10 +146,13 @@ func (t *Target) run(ctx context.Context, c *wire.Conn) error {
 	}()
 	if err := t.untilGranted(ctx, s); err != nil {
 		t.fail(c, err)
+		if cerr := t.cleanup(); cerr != nil { // what is held may live: only an agent that finds it dead may say so
+			return errors.Join(err, cerr)
+		}
 		if t.State().Handed() {
 			return errors.Join(err, t.enter(LostTree, err.Error()))
 		}
-		return errors.Join(err, t.enter(Aborted, err.Error()))
+		return errors.Join(err, t.enter(Aborted, err.Error())) // which is the proof that it never ran, and never will
 	}
 	return t.whileRunning()
 }

@@ -116,10 +116,11 @@ func tmpfsDir(id wire.ID) (string, error) {
 }
 
 // cleanup leaves nothing behind but the record.
-func (t *Target) cleanup() {
+func (t *Target) cleanup() error {
 	if t.keep {
-		return
+		return nil
 	}
+	var errs []error
 	// The daemon first: with it /dev/fuse is closed, and that ends all that waits for an answer. A process that waits for one can't
 	// even be killed (fs/fuse/dev.c, request_wait_answer).
 	if t.fuse != nil {
@@ -128,11 +129,14 @@ func (t *Target) cleanup() {
 	if t.capsule != nil {
 		if err := t.capsule.Close(); err != nil {
 			t.log.Error("take capsule away", "err", err)
+			errs = append(errs, err)
 		}
 	}
 	if t.tmp != "" {
 		if err := os.RemoveAll(t.tmp); err != nil {
 			t.log.Error("remove images", "err", err)
+			errs = append(errs, err)
 		}
 	}
+	return errors.Join(errs...)
 }

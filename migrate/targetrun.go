@@ -142,7 +142,7 @@ func (t *Target) ended() error {
 	if t.exited == nil {
 		t.exited = &exitedMsg{Status: -1}
 	}
-	t.cleanup()
+	_ = t.cleanup() // told there; the tree has ended
 	t.flushStdio()
 	t.told = true
 	t.log.Info("the tree has ended", "status", t.exited.Status)
