@@ -26,6 +26,10 @@
 // dials again and says what its record says: grant (again; it is idempotent) or abort. A target that does not know the ID, or holds nothing,
 // answers so, and the source keeps what it has: it never runs the tree by itself.
 //
+// A grant that could not be recorded whole is taken out of the record before the tree is thawed; while that can't be done the tree stays frozen.
+// A grant on disk is withdrawn only if nobody has been told: when the tree turns out to have been thawed by somebody else. "aborted" on the
+// target's disk says that what it held is dead. All orders of crashes and messages are walked by a model (commitmodel_test.go).
+//
 // # Standard streams
 //
 // A pipe, FIFO or socket that the tree shares with others as standard input, output or error gets another end on the target (stdiotarget.go),
@@ -35,7 +39,7 @@
 //
 // # Trust boundary
 //
-// The peer has a certificate of the same CA. JSON messages are bounded (maxMessage) and checked (message.go); images
+// The peer has a certificate of the same CA; it goes on with a migration only if it knows the token that came with MsgPrepare. JSON messages are bounded (maxMessage) and checked (message.go); images
 // are bounded in number and size, named by a fixed pattern, and validated by package images before CRIU reads them.
 //
 // # Lock order
