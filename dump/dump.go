@@ -273,12 +273,7 @@ func (d *Dump) Granted() error {
 		}
 	}
 	d.state = stateGranted
-	for _, t := range d.result.Tasks {
-		if err := unix.Kill(t.PID, unix.SIGSTOP); err != nil && !errors.Is(err, unix.ESRCH) {
-			d.log.Warn("stop frozen task as well", "pid", t.PID, "err", err)
-		}
-	}
-	return nil
+	return d.pin()
 }
 
 // KillTree kills the frozen tree and waits until it is gone. Only after Granted.
@@ -298,7 +293,11 @@ func (d *Dump) KillTree() error {
 		return fmt.Errorf("kill tree of process %d: %w", d.o.PID, err)
 	}
 	d.state = stateKilled
-	return errors.Join(d.thread.do(func() error { return removeRemaps(d.undo.Remaps) }), d.h.remove(d.undo.Cgroup))
+	var err error
+	if len(d.undo.Remaps) > 0 {
+		err = d.thread.do(func() error { return removeRemaps(d.undo.Remaps) })
+	}
+	return errors.Join(err, d.h.remove(d.undo.Cgroup))
 }
 
 // Close frees what is held here. Before the grant it is an Abort; after it the frozen tree stays as it is. May be

@@ -23,7 +23,6 @@ type local struct {
 	opens   int
 	target  string
 	xattrs  map[string][]byte
-	done    []uint64 // the last requests that have changed it, if it is kept for a successor
 	file    *os.File // regular files
 }
 
@@ -79,7 +78,6 @@ func (o *overlay) reapLocked(l *local) {
 		return
 	}
 	delete(o.locals, l.id)
-	o.unkeepLocked(l)
 	if l.file != nil {
 		_ = l.file.Close()
 	}
@@ -90,7 +88,6 @@ func (o *overlay) forgetLocal(node, n uint64) {
 	defer o.mu.Unlock()
 	if l := o.locals[node]; l != nil {
 		l.lookups -= min(l.lookups, n)
-		o.keepLocked(l, 0)
 		o.reapLocked(l)
 	}
 }
@@ -144,8 +141,8 @@ func (l *local) stat() (wire.FileAttr, error) {
 	return a, nil
 }
 
-func (o *overlay) setAttr(number, node uint64, s *wire.FileSetAttr) (wire.FileAttr, error) {
-	err := o.change(number, node, func(l *local) error {
+func (o *overlay) setAttr(node uint64, s *wire.FileSetAttr) (a wire.FileAttr, err error) {
+	err = o.with(node, func(l *local) error {
 		has := func(bit uint32) bool { return s.Valid&bit != 0 }
 		if has(wire.FileSetUID) {
 			l.attr.UID = s.UID
@@ -171,14 +168,14 @@ func (o *overlay) setAttr(number, node uint64, s *wire.FileSetAttr) (wire.FileAt
 			}
 		}
 		if has(wire.FileSetAtime | wire.FileSetMtime) {
-			return l.setTimes(s)
+			if err := l.setTimes(s); err != nil {
+				return err
+			}
 		}
-		return nil
+		a, err = l.stat()
+		return err
 	})
-	if err != nil {
-		return wire.FileAttr{}, err
-	}
-	return o.attr(node)
+	return a, err
 }
 
 // killBits takes set-user-ID and set-group-ID from what can be run.

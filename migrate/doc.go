@@ -33,9 +33,16 @@
 // # Standard streams
 //
 // A pipe, FIFO or socket that the tree shares with others as standard input, output or error gets another end on the target (stdiotarget.go),
-// and the source keeps copies of the tree's own descriptors (stdio.go); a relay on each side (stdiorelay.go) carries the bytes. Nothing is read
+// and the source keeps copies of the tree's own descriptors (stdio.go); a relay on each side (stdiorelay.go), on the source in the warden's process (relaylink.go), carries the bytes. Nothing is read
 // there before the grant, so what the pipes hold at the freeze stays in them. Terminals are refused: their modes and signals would have to
 // be carried, too.
+//
+// # Who goes on after a kill -9
+//
+// On the source the warden (warden.go) stands beside the process that carries the migration out, and holds what would be lost with that. After the grant it starts another, which
+// takes the frozen tree up again (sourceresume.go), gets the rest from the warden, and dials; the target does not tell it from a source whose connection was cut.
+// Before the grant the keeper thaws, and the warden says so to the target for as long as it takes. A record's lock sees to it that one process at a time
+// drives a migration; tasks are known by PID, start and boot.
 //
 // # Trust boundary
 //

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -12,36 +13,40 @@ import (
 	"github.com/lazymig/lazymig/wire"
 )
 
-// abortTime is how long a source tries to tell a target that it gave up.
-const abortTime = time.Minute
+const (
+	abortSoon = time.Minute      // so long the target is tried often
+	abortLate = 30 * time.Second // then
+	abortTime = 24 * time.Hour
+)
 
 // tellAborted sees to it that a target, which may hold the restored tree and ask for the grant, learns that there is none: also when
 // the connection was cut. The tree runs here already; nobody waits for this.
-func (s *Source) tellAborted(cause error) {
-	if heard(s.sess) {
-		return
-	}
+func tellAborted(d *dialer, cause error, log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), abortTime)
 	defer cancel()
+	began := time.Now()
 	for wait := backoffMin; ; wait = min(2*wait, backoffMax) {
-		c, err := s.d.dial(ctx, wire.LaneControl)
+		c, err := d.dial(ctx, wire.LaneControl)
 		if errors.Is(err, unix.ECONNREFUSED) {
 			return // no agent: what it held has died with it
 		}
 		if err == nil {
 			again := newSession(c, nil)
-			err = again.send(wire.MsgState, stateMsg{State: Aborted, Note: cause.Error(), Token: s.d.token})
+			err = again.send(wire.MsgState, stateMsg{State: Aborted, Note: cause.Error(), Token: d.token})
 			ok := err == nil && heard(again)
 			again.close()
 			if ok {
 				return
 			}
 		}
-		s.log.Debug("tell target that the migration was given up", "err", err)
+		log.Debug("tell target that the migration was given up", "err", err)
+		if time.Since(began) > abortSoon {
+			wait = abortLate
+		}
 		select {
 		case <-time.After(wait + rand.N(wait)):
 		case <-ctx.Done():
-			s.log.Error("the target could not be told that the migration was given up; it may hold the tree, which never runs there", "err", err)
+			log.Error("the target could not be told that the migration was given up; it may hold the tree, which never runs there", "err", err)
 			return
 		}
 	}

@@ -18,8 +18,8 @@ const GuestArg = "guest"
 // guest is a process in the PID namespace of a tree that came here by an earlier migration. While it lives the tree's capsule does
 // not end (restore.awaitGuest), and so the root of the tree, which is served on, stays mounted.
 type guest struct {
-	cmd  *exec.Cmd
-	life io.WriteCloser
+	cmd  *exec.Cmd // nil: another process has started it
+	life *os.File  // its input
 }
 
 // startGuest starts one if pid is in another PID namespace than we are; else it returns nil.
@@ -39,9 +39,12 @@ func startGuest(exe string, pid int) (*guest, error) {
 	defer ns.Close()
 	g := &guest{cmd: exec.Command(exe, GuestArg)}
 	g.cmd.Dir = "/"
-	if g.life, err = g.cmd.StdinPipe(); err != nil {
+	in, life, err := os.Pipe()
+	if err != nil {
 		return nil, fmt.Errorf("start guest of capsule: %w", err)
 	}
+	defer in.Close()
+	g.cmd.Stdin, g.life = in, life
 	criu.OnThrowawayThread(func() {
 		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWPID); err == nil {
 			err = g.cmd.Start()
@@ -60,7 +63,9 @@ func (g *guest) close() {
 		return
 	}
 	g.life.Close()
-	_ = g.cmd.Wait() // it ends when its input does
+	if g.cmd != nil {
+		_ = g.cmd.Wait() // it ends when its input does
+	}
 }
 
 // GuestMain lives until its input ends.

@@ -28,8 +28,8 @@ type session struct {
 	c      *wire.Conn
 	peer   stateMsg // what the peer said of itself when it came back
 	frames chan frame
-	err    error                 // after frames is closed
-	relay  atomic.Pointer[relay] // takes messages about streams; nil: none are expected
+	err    error // after frames is closed
+	relay  atomic.Pointer[streamTaker]
 
 	quit chan struct{}
 	once sync.Once
@@ -37,12 +37,25 @@ type session struct {
 	done chan struct{} // closed by close
 }
 
-func newSession(c *wire.Conn, r *relay) *session {
+// streamTaker takes messages about standard streams: a relay, or the way to one. Both may be nil pointers: then none are expected.
+type streamTaker interface {
+	take(t wire.Type, p []byte) error
+}
+
+func newSession(c *wire.Conn, r streamTaker) *session {
 	s := &session{c: c, frames: make(chan frame, 16), quit: make(chan struct{}), done: make(chan struct{})}
-	s.relay.Store(r)
+	s.carry(r)
 	s.wg.Go(s.read)
 	s.wg.Go(s.ping)
 	return s
+}
+
+// carry says who takes messages about streams from now on; nil: nobody.
+func (s *session) carry(r streamTaker) {
+	if r == nil {
+		r = (*relay)(nil)
+	}
+	s.relay.Store(&r)
 }
 
 func (s *session) read() {
@@ -64,7 +77,7 @@ func (s *session) read() {
 		case wire.MsgPong:
 			continue
 		case wire.MsgStream, wire.MsgStreamAck, wire.MsgStreamEnd: // here, so that no stream holds up another message, or a ping
-			if err := s.relay.Load().take(h.Type, p); err != nil {
+			if err := (*s.relay.Load()).take(h.Type, p); err != nil {
 				s.err = fmt.Errorf("control connection: %w", err)
 				s.c.Close()
 				return

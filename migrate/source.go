@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -46,16 +47,21 @@ type Source struct {
 
 	onRecord func() error // called when the record's directory is there; nil: nothing
 
-	d     *dialer
-	rep   *preflight.Report
-	rec   *Record
-	dump  *dump.Dump
-	pages *pagesrv.Server
-	files *remotefs.Server
-	lanes lanes
-	guest *guest // nil: the tree has not come by a migration
-	sess  *session
-	relay *relay // of standard streams; nil before the images are sent
+	d       *dialer
+	rep     *preflight.Report
+	rec     *Record
+	dump    *dump.Dump
+	pages   *pagesrv.Server
+	files   *remotefs.Server
+	lanes   lanes
+	guest   *guest // nil: the tree has not come by a migration
+	sess    *session
+	warden  *wardenLink
+	view    *os.File // the socket to whoever follows the migration, for the warden to keep; nil: nobody does
+	streams sourceStreams
+	going   going
+	held    *heldFiles // of a process before this one
+	relay   *relayLink // to the warden's relay; nil before the grant, and if there are no streams
 
 	pagesReady chan struct{} // closed when pages is there
 
@@ -158,15 +164,16 @@ func (s *Source) undo(cause error) error {
 		e.Stage, e.Error = se.stage, se.err.Error()
 	}
 	s.event(e)
-	if s.result != nil {
-		s.tellAborted(cause)
+	if s.result != nil && !heard(s.sess) {
+		s.warden.over() // told here
+		tellAborted(s.d, cause, s.log)
 	}
 	return cause
 }
 
 func (s *Source) close() {
 	s.lanes.close()
-	s.relay.close()
+	s.streams.close()
 	if s.sess != nil {
 		s.sess.close()
 	}
@@ -181,6 +188,7 @@ func (s *Source) close() {
 			s.log.Error("take dump away", "err", err)
 		}
 	}
+	s.warden.over()
 	s.guest.close()
 	if s.rec != nil {
 		s.rec.Close()
@@ -250,6 +258,9 @@ func (s *Source) freeze(ctx context.Context) error {
 func (s *Source) transfer() error {
 	streams, err := s.openStdio()
 	if err != nil {
+		return err
+	}
+	if err := s.writeGoing(); err != nil {
 		return err
 	}
 	early := make([]earlyPage, len(s.result.Early))

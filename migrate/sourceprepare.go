@@ -85,8 +85,19 @@ func (s *Source) prepare(ctx context.Context) error {
 	s.mu.Lock()
 	s.state = Prepare
 	s.mu.Unlock()
+	if err := s.rec.lock(); err != nil {
+		return err
+	}
 	if s.onRecord != nil {
 		if err := s.onRecord(); err != nil {
+			return err
+		}
+	}
+	if s.warden, err = startWarden(s.opt.Exe, s.opt.StateDir, s.opt.ID, s.log); err != nil {
+		return err
+	}
+	if s.view != nil {
+		if err := s.warden.keep(keptView, nil, s.view); err != nil {
 			return err
 		}
 	}
@@ -138,8 +149,16 @@ func (s *Source) serve() error {
 	if s.files, err = remotefs.NewServer(remotefs.ServerOptions{Root: root, Groups: s.rep.Tree.Groups, Log: s.log}); err != nil {
 		return err
 	}
-	s.guest, err = startGuest(s.opt.Exe, s.opt.PID)
-	return err
+	s.files.SetJournal(journalTo{s.warden.sock}, s.wardenLost)
+	if s.guest, err = startGuest(s.opt.Exe, s.opt.PID); err != nil || s.guest == nil {
+		return err
+	}
+	return s.warden.keep(keptGuest, nil, s.guest.life)
+}
+
+// wardenLost is told when the warden can't be told anything any more.
+func (s *Source) wardenLost(err error) {
+	s.log.Error("the warden is gone: should this process be killed, nobody takes the migration up", "err", err)
 }
 
 // servePages makes the page server, of exactly the tasks that were dumped; lanes that have been dialed wait for it.

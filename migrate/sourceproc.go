@@ -94,7 +94,16 @@ func (v *View) Wait() error { return v.cmd.Wait() }
 // SourceMain is the process: it carries one migration out, tells its view, and answers on a control socket.
 func SourceMain(log *slog.Logger) error {
 	unix.CloseOnExec(3)
-	sock, err := fdpass.New(os.NewFile(3, "view"))
+	if len(os.Args) > 2 && os.Args[2] == resumeArg {
+		return resumeMain(log)
+	}
+	file := os.NewFile(3, "view")
+	view, err := dupFile(file)
+	if err != nil {
+		return err
+	}
+	defer view.Close()
+	sock, err := fdpass.New(file)
 	if err != nil {
 		return err
 	}
@@ -109,33 +118,51 @@ func SourceMain(log *slog.Logger) error {
 	if err := json.Unmarshal(buf[:n], &m); err != nil || m.Options == nil {
 		return fmt.Errorf("read what to do: unexpected message %q", buf[:n])
 	}
-	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}) // as many as allowed
-	var viewMu sync.Mutex
-	emit := func(e Event) {
-		viewMu.Lock()
-		defer viewMu.Unlock()
-		_ = sock.Send(encode(e)) // a view that is gone misses it; the record does not
+	raiseFiles()
+	v := &viewEnd{sock: sock}
+	s := NewSource(*m.Options, v.emit, log)
+	s.view = view
+	return v.run(s, func() error { return s.Run(context.Background()) })
+}
+
+// viewEnd is the source's end of its view.
+type viewEnd struct {
+	mu   sync.Mutex
+	sock *fdpass.Socket // nil: nobody follows
+}
+
+func (v *viewEnd) emit(e Event) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.sock != nil {
+		_ = v.sock.Send(encode(e)) // a view that is gone misses it; the record does not
 	}
-	s := NewSource(*m.Options, emit, log)
-	ctl := newControl(s, log)
+}
+
+// run runs the migration while its view and the control socket are listened to.
+func (v *viewEnd) run(s *Source, f func() error) error {
+	ctl := newControl(s, s.log)
 	defer ctl.close()
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	defer sock.Close()
-	wg.Go(func() {
-		for {
-			n, files, err := sock.Recv(buf)
-			fdpass.CloseAll(files)
-			var m viewMsg
-			if err != nil || json.Unmarshal(buf[:n], &m) == nil && m.Op == "abort" {
-				_ = s.Abort("by its view") // handed over: then the view's end changes nothing
+	if v.sock != nil {
+		defer v.sock.Close()
+		wg.Go(func() {
+			buf := make([]byte, fdpass.MaxMessage)
+			for {
+				n, files, err := v.sock.Recv(buf)
+				fdpass.CloseAll(files)
+				var m viewMsg
+				if err != nil || json.Unmarshal(buf[:n], &m) == nil && m.Op == "abort" {
+					_ = s.Abort("by its view") // handed over: then the view's end changes nothing
+				}
+				if err != nil {
+					return
+				}
 			}
-			if err != nil {
-				return
-			}
-		}
-	})
-	return s.Run(context.Background())
+		})
+	}
+	return f()
 }
 
 // Abort gives up if the grant has not been given; an error says why not.
@@ -190,7 +217,9 @@ func (c *control) open() error {
 		return fmt.Errorf("open control socket: %w", err)
 	}
 	defer dir.Close()
-	ln, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/control", dir.Fd()))
+	path := fmt.Sprintf("/proc/self/fd/%d/control", dir.Fd())
+	_ = os.Remove(path) // of a process that was killed; the record's lock says that there is no other
+	ln, err := net.Listen("unix", path)
 	if err != nil {
 		return fmt.Errorf("open control socket: %w", err)
 	}

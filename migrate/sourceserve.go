@@ -14,14 +14,19 @@ import (
 func (s *Source) whileServing(ctx context.Context) error {
 	s.files.Grant()
 	s.lanes.redial = true
-	s.sess.relay.Store(s.relay)
 	s.startRelay()
+	s.sess.carry(s.relay)
 	park(s.log, "granted")
 	if err := s.sess.send(wire.MsgGrant, nil); err != nil {
 		s.log.Warn("send grant; it is said again", "err", err)
 	}
 	s.relay.attach(s.sess)
 	s.dropSockets()
+	return s.serveOn(ctx)
+}
+
+// serveOn serves until the tree has ended. Without a session it makes one.
+func (s *Source) serveOn(ctx context.Context) error {
 	wait, born := backoffMin, time.Now()
 	for {
 		if s.sess == nil {
@@ -191,6 +196,9 @@ func (s *Source) resumed(m resumedMsg) {
 	s.times.DowntimeMS = ms(s.clock.here(m.At).Sub(s.result.FrozenAt))
 	s.times.ClockErrMS = ms(s.clock.err)
 	s.note(Resumed, "")
+	if err := s.writeGoing(); err != nil {
+		s.log.Warn("keep figures", "err", err)
+	}
 	e := s.times
 	e.Event = "resumed"
 	s.event(e)
@@ -202,11 +210,12 @@ func (s *Source) drained(m progressMsg) {
 	if s.State() != Resumed {
 		return // said again
 	}
-	files, locks, err := s.holdFiles()
+	files, locks, err := s.hold()
 	if err != nil {
 		s.notice("descriptors of the tree: %v", err)
 	}
 	s.files.Hold(files)
+	park(s.log, "hold")
 	if err := s.dump.KillTree(); err != nil {
 		s.notice("the frozen tree could not be killed: %v; it never runs again, but its memory is not free", err)
 	}
@@ -217,8 +226,11 @@ func (s *Source) drained(m progressMsg) {
 	s.times.DrainMS = ms(time.Since(s.grant)) - s.times.GrantMS
 	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US = m.Faults, m.FaultP50US, m.FaultP99US
 	s.times.Forwarded = s.files.Stats().Files
-	st := s.pages.Stats()
-	s.times.BytesSent += st.Urgent.Bytes + st.Bulk.Bytes + s.files.Stats().Bytes
+	s.times.BytesSent += s.files.Stats().Bytes
+	if s.pages != nil {
+		st := s.pages.Stats()
+		s.times.BytesSent += st.Urgent.Bytes + st.Bulk.Bytes
+	}
 	e := s.times
 	e.Event = "drained"
 	s.event(e)

@@ -145,47 +145,65 @@ func (s *Source) changeFifos() error {
 	return images.FifosToPipes(s.result.ImagesDir, pipes)
 }
 
-// openStdio copies the frozen tree's own descriptors and makes the relay for them. Nothing is read or written before the grant.
+// sourceStreams are copies of the frozen tree's own descriptors, for the warden to read and write from the grant on.
+type sourceStreams struct {
+	specs []streamSpec
+	files []*os.File
+}
+
+func (c *sourceStreams) close() {
+	for _, f := range c.files {
+		f.Close()
+	}
+	c.specs, c.files = nil, nil
+}
+
+// openStdio copies the frozen tree's own descriptors. Nothing is read or written before the grant.
 func (s *Source) openStdio() ([]stdioSlot, error) {
 	if err := s.changeFifos(); err != nil {
 		return nil, err
 	}
-	var slots []stdioSlot
-	r := newRelay()
 	for _, o := range s.stdioObjects() {
 		f := o.all[0]
 		s.notice("descriptor %d is a %s to %s; on the target it is: %s", f.FD, f.Kind, orSomebody(f.Peer), o.To)
+	}
+	return s.copyStreams()
+}
+
+// copyStreams makes s.streams.
+func (s *Source) copyStreams() ([]stdioSlot, error) {
+	var slots []stdioSlot
+	for _, o := range s.stdioObjects() {
+		f := o.all[0]
 		if o.To != StdioRelay {
 			slots = append(slots, o.stdioSlot)
 			continue
 		}
-		if err := o.open(r); err != nil {
-			r.close()
+		if err := o.open(&s.streams); err != nil {
 			return nil, fmt.Errorf("copy descriptor %d of %d: %w", f.FD, f.PID, err)
 		}
 		if o.Read || o.Write { // else it has been closed meanwhile
 			slots = append(slots, o.stdioSlot)
 		}
 	}
-	s.relay = r
 	return slots, nil
 }
 
-// open adds the ends of one object to r.
-func (o *stdioObject) open(r *relay) error {
+// open adds the ends of one object to c.
+func (o *stdioObject) open(c *sourceStreams) error {
 	in, out := o.Read, o.Write // of the tree
 	o.Read, o.Write = false, false
 	for _, f := range o.all {
 		if f.Read && in && !o.Read || f.Write && out && !o.Write {
-			c, err := copyOf(f)
+			its, err := copyOf(f)
 			if err != nil {
 				return err
 			}
-			if c == nil {
+			if its == nil {
 				continue
 			}
-			err = o.add(r, c, f.Read && in && !o.Read, f.Write && out && !o.Write)
-			c.Close()
+			err = o.add(c, its, f.Read && in && !o.Read, f.Write && out && !o.Write)
+			its.Close()
 			if err != nil {
 				return err
 			}
@@ -194,39 +212,37 @@ func (o *stdioObject) open(r *relay) error {
 	return nil
 }
 
-// add makes ends of c, which stays the caller's.
-func (o *stdioObject) add(r *relay, c *os.File, read, write bool) error {
-	end := func(flags int) (*streamEnd, error) {
+// add makes ends of its, which stays the caller's.
+func (o *stdioObject) add(c *sourceStreams, its *os.File, read, write bool) error {
+	end := func(out bool, flags int) error {
+		var f *os.File
+		var err error
 		if o.socket() {
-			fd, err := unix.FcntlInt(c.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-			if err != nil {
-				return nil, fmt.Errorf("copy socket: %w", err)
+			f, err = dupFile(its)
+		} else {
+			var fd int
+			if fd, err = reopen(its, flags); err == nil {
+				f = os.NewFile(uintptr(fd), its.Name())
 			}
-			return newStreamEnd(fd, true, false)
 		}
-		fd, err := reopen(c, flags)
-		if err != nil {
-			return nil, err
+		if err == nil {
+			c.specs, c.files = append(c.specs, streamSpec{Stream: o.Stream, Out: out, Socket: o.socket()}), append(c.files, f)
 		}
-		return newStreamEnd(fd, false, false)
+		return err
 	}
 	if read {
-		e, err := end(unix.O_RDONLY)
-		if err != nil {
+		if err := end(true, unix.O_RDONLY); err != nil {
 			return err
 		}
-		r.addOut(o.Stream, e)
 		o.Read = true
 	}
 	if write {
-		e, err := end(unix.O_WRONLY)
-		if err != nil {
+		if err := end(false, unix.O_WRONLY); err != nil {
 			return err
 		}
-		r.addIn(o.Stream, e)
 		o.Write = true
 	}
-	fl, err := unix.FcntlInt(c.Fd(), unix.F_GETFL, 0)
+	fl, err := unix.FcntlInt(its.Fd(), unix.F_GETFL, 0)
 	if err != nil {
 		return fmt.Errorf("read flags: %w", err)
 	}
@@ -256,28 +272,28 @@ func copyOf(f preflight.Stdio) (*os.File, error) {
 	return os.NewFile(uintptr(fd), link), nil
 }
 
-// startRelay is after the grant.
+// startRelay is after the grant: from now on the warden reads and writes.
 func (s *Source) startRelay() {
-	if s.relay.empty() {
+	if len(s.streams.specs) == 0 {
 		return
 	}
 	s.soleSockets()
-	s.relay.start()
+	if err := s.warden.streams(s.streams.specs, s.streams.files); err != nil {
+		s.notice("standard streams are not carried: %v", err)
+	}
+	s.streams.close()
+	s.relay = s.warden.relay
 }
 
 // soleSockets finds which sockets nobody but the tree has: an end that the tree sees may be passed on only there, because shutdown is
 // for all that have the socket.
 func (s *Source) soleSockets() {
-	ends := map[string][]*streamEnd{}
+	ends := map[string][]int{} // places in s.streams
 	for _, o := range s.stdioObjects() {
-		if !o.socket() {
-			continue
-		}
-		if x := s.relay.out[o.Stream]; x != nil {
-			ends[o.Key] = append(ends[o.Key], x.end)
-		}
-		if x := s.relay.in[o.Stream]; x != nil {
-			ends[o.Key] = append(ends[o.Key], x.end)
+		for i, x := range s.streams.specs {
+			if o.socket() && x.Stream == o.Stream {
+				ends[o.Key] = append(ends[o.Key], i)
+			}
 		}
 	}
 	if len(ends) == 0 {
@@ -308,8 +324,8 @@ func (s *Source) soleSockets() {
 		}
 	}
 	for _, es := range ends {
-		for _, e := range es {
-			e.sole = true
+		for _, i := range es {
+			s.streams.specs[i].Sole = true
 		}
 	}
 }

@@ -29,7 +29,7 @@ type relay struct {
 	wg   sync.WaitGroup
 
 	mu   sync.Mutex
-	sess *session // nil: no connection
+	sess streamConn // nil: no connection
 	idle chan struct{}
 }
 
@@ -50,8 +50,6 @@ func (r *relay) addOut(n uint32, e *streamEnd) { r.out[n] = newOutgoing(e, r.not
 // addIn adds a stream that is written here. Before start only.
 func (r *relay) addIn(n uint32, e *streamEnd) { r.in[n] = newIncoming(e, r.notify) }
 
-func (r *relay) empty() bool { return r == nil || len(r.out)+len(r.in) == 0 }
-
 // start begins to read and write. A nil relay has nothing to do.
 func (r *relay) start() {
 	if r == nil {
@@ -67,7 +65,7 @@ func (r *relay) start() {
 }
 
 // attach goes on with another connection; nil: there is none.
-func (r *relay) attach(s *session) {
+func (r *relay) attach(s streamConn) {
 	if r == nil {
 		return
 	}
@@ -153,7 +151,7 @@ func (r *relay) sendOne(p []byte) bool {
 }
 
 // still calls f unless another connection has been attached: what f takes for the old one would be missing on the new one.
-func (r *relay) still(s *session, f func()) bool {
+func (r *relay) still(s streamConn, f func()) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.sess != s {
@@ -164,7 +162,7 @@ func (r *relay) still(s *session, f func()) bool {
 }
 
 // lost forgets a connection; all that it may have lost is sent again on the next.
-func (r *relay) lost(s *session) bool {
+func (r *relay) lost(s streamConn) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.sess == s {

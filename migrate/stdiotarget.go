@@ -245,7 +245,7 @@ func (t *Target) openStdio(ctx context.Context, slots []stdioSlot, s *session) e
 	t.mu.Lock()
 	t.stdio = st
 	t.mu.Unlock()
-	s.relay.Store(st.relay)
+	s.carry(st.relay)
 	return st.keep(ctx, t.capsule, t.log)
 }
 

@@ -67,6 +67,10 @@ func (t *Target) adopt(s *session) {
 		t.cur.close()
 	}
 	t.cur = s
+	if s == nil { // a nil pointer would be a connection
+		t.stdio.streams().attach(nil)
+		return
+	}
 	t.stdio.streams().attach(s)
 }
 
@@ -94,6 +98,7 @@ func (t *Target) whileRunning() error {
 	}
 	t.stdio.start()
 	t.tell(wire.MsgResumed, t.resumed)
+	park(t.log, "drain")
 	if err := t.capsule.StartDrain(); err != nil {
 		t.log.Error("start drain", "err", err)
 	}

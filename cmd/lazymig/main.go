@@ -47,6 +47,7 @@ func main() { os.Exit(run()) }
 func hidden(log *slog.Logger) map[string]func() error {
 	return map[string]func() error{
 		migrate.SourceArg:     func() error { return migrate.SourceMain(log) },
+		migrate.WardenArg:     func() error { return migrate.WardenMain(log) },
 		migrate.GuestArg:      migrate.GuestMain,
 		migrate.FuseDaemonArg: func() error { return migrate.FuseDaemonMain(log) },
 		restore.GuardianArg:   func() error { restore.GuardianMain(); return nil },

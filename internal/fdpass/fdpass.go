@@ -56,21 +56,26 @@ func New(f *os.File) (*Socket, error) {
 
 // Send sends one message; files stay open here.
 func (s *Socket) Send(b []byte, files ...*os.File) error {
-	if len(b) == 0 || len(b) > MaxMessage || len(files) > MaxFiles {
-		return fmt.Errorf("send message of %d bytes with %d descriptors: %w", len(b), len(files), unix.EMSGSIZE)
+	fds := make([]int, len(files))
+	for i, f := range files {
+		c, err := f.SyscallConn()
+		if err != nil {
+			return fmt.Errorf("send descriptor: %w", err)
+		}
+		if err := c.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
+			return fmt.Errorf("send descriptor: %w", err)
+		}
+	}
+	return s.SendFDs(b, fds...)
+}
+
+// SendFDs is Send for descriptors that no os.File has.
+func (s *Socket) SendFDs(b []byte, fds ...int) error {
+	if len(b) == 0 || len(b) > MaxMessage || len(fds) > MaxFiles {
+		return fmt.Errorf("send message of %d bytes with %d descriptors: %w", len(b), len(fds), unix.EMSGSIZE)
 	}
 	var oob []byte
-	if len(files) > 0 {
-		fds := make([]int, len(files))
-		for i, f := range files {
-			c, err := f.SyscallConn()
-			if err != nil {
-				return fmt.Errorf("send descriptor: %w", err)
-			}
-			if err := c.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
-				return fmt.Errorf("send descriptor: %w", err)
-			}
-		}
+	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
 	}
 	rc, err := s.f.SyscallConn()

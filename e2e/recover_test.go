@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// killSource kills the source's process, and nothing else of lazymig.
+func (r *rig) killSource() {
+	r.t.Helper()
+	r.sh(r.l.A, "pkill -KILL -f 'lazymig [s]ource'")
+}
+
+// each demands that a journal of testdata/journal.c has each line once.
+func (r *rig) eachOnce(path string) {
+	r.t.Helper()
+	b, err := os.ReadFile(r.l.A.Path(path))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	all := strings.Split(strings.TrimSuffix(string(b), "\n"), "\n")
+	for i, s := range all {
+		if s != strconv.Itoa(i+1) {
+			r.t.Fatalf("line %d of %d is %q", i+1, len(all), s)
+		}
+	}
+	r.t.Logf("%d lines", len(all))
+}
+
+// TestSourceKilledDraining kills the source's process when the tree runs on the target and most of its memory is missing there: the warden starts
+// another, which serves on, and whoever follows the migration notices nothing but a notice.
+func TestSourceKilledDraining(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=drain:" + gate})
+	ch := r.checker(r.l.A, 128, 2)
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.parked(ag)
+	r.killSource()
+	r.sh(r.l.B, "touch "+gate)
+	m := g.wait()
+	if m.code != 0 {
+		t.Fatalf("migrate ended with %d: %s\n%s", m.code, m.stderr, r.sh(r.l.A, "tail -n 40 /var/lib/lazymig/*.log"))
+	}
+	r.goesOn(r.l.A, ch.status)
+	if d := m.get("done"); d == nil || d.DowntimeMS <= 0 {
+		t.Errorf("done event: %+v", d)
+	}
+	ch.verdict(r.l.A, r.l.B, m.get("resumed").TargetPID)
+	r.clean()
+	if s := r.states(r.l.A); len(s) != 1 || s[0] != "source ended" {
+		t.Errorf("records of A: %q", s)
+	}
+}
+
+// TestSourceKilledDrained kills the source's process again and again while a moved program changes files there: each change is done once.
+func TestSourceKilledDrained(t *testing.T) {
+	r := newRig(t, "journal")
+	r.sh(r.l.A, "mkdir /srv/j")
+	const journal = "/srv/j/journal"
+	p := r.spawn(r.l.A, r.dir+"/journal", "/srv/j")
+	r.eventually("journal to begin", func() bool { return r.sh(r.l.A, "cat "+journal+" 2>/dev/null; true") != "" })
+	pid, _ := r.move(r.l.A, r.l.B, p.Pid)
+	for range 5 {
+		was := r.lines(journal)
+		r.eventually("journal to grow", func() bool { return r.lines(journal) > was+50 })
+		r.killSource()
+	}
+	was := r.lines(journal)
+	r.eventually("journal to grow", func() bool { return r.lines(journal) > was+50 })
+	r.end(r.l.B, pid, "TERM")
+	r.eachOnce(journal)
+	r.clean()
+}
+
+// TestSourceKilledStreams kills the source's process while it carries a moved program's standard streams: no byte is lost, none comes twice.
+func TestSourceKilledStreams(t *testing.T) {
+	r := newRig(t, "streams")
+	s := r.startStreams("cat /srv/ctl | $PROG | cat >/srv/out")
+	r.move(r.l.A, r.l.B, s.pid)
+	for range 3 {
+		s.goesOn()
+		r.killSource()
+	}
+	s.goesOn()
+	s.end()
+	r.sourceEnds()
+	r.clean()
+}
+
+// TestSourceKilledAsked kills the source's process while the target holds the tree and is about to ask: the tree goes on at the source, and the target learns
+// that it will not be granted, also if it can't be reached at first.
+func TestSourceKilledAsked(t *testing.T) {
+	for _, cut := range []bool{false, true} {
+		t.Run(map[bool]string{false: "linked", true: "cut"}[cut], func(t *testing.T) {
+			r := newHosts(t, "checker")
+			ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=asked:" + gate})
+			ch := r.checker(r.l.A, 64, 2)
+			g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+			r.parked(ag)
+			if cut {
+				if err := r.l.CutLink(r.ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.killSource()
+			if m := g.wait(); m.code != 4 || !strings.Contains(m.stderr, "before the handover") {
+				t.Errorf("migrate ended with %d: %s", m.code, m.stderr)
+			}
+			r.goesOn(r.l.A, ch.status)
+			r.sh(r.l.B, "touch "+gate)
+			if cut {
+				r.eventually("target to wait for the source", func() bool { return strings.Contains(ag.log.String(), "source is lost after the question") })
+				if err := r.l.RestoreLink(r.ctx); err != nil {
+					t.Fatal(err)
+				}
+			}
+			r.eventually("both sides to give up", func() bool {
+				return slices.Equal(r.states(r.l.A), []string{"source aborted"}) && slices.Equal(r.states(r.l.B), []string{"target aborted"})
+			})
+			r.clean()
+			r.ended(r.l.A, r.l.A, ch.proc.Pid, ch.status)
+		})
+	}
+}

@@ -1,0 +1,110 @@
+package migrate
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/dump"
+	"github.com/lazymig/lazymig/preflight"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// going is what a source's process needs to take up a migration that another has begun: STATE-DIR/ID.source/going. It holds the migration's
+// token, so nobody else may read it. It is for processes of the same boot: after another the tree is no more, so it is not fsynced.
+type going struct {
+	Options SourceOptions     `json:"options"`
+	Token   wire.Token        `json:"token"`
+	Left    dump.Left         `json:"left"`
+	Groups  []uint32          `json:"groups"`
+	Stdio   []preflight.Stdio `json:"stdio,omitempty"`
+	Frozen  time.Time         `json:"frozen"`
+	Clock   time.Duration     `json:"clock"` // the target's is ahead by so much
+	ClockOK time.Duration     `json:"clock_error"`
+	Times   Event             `json:"times"`
+}
+
+func goingPath(stateDir string, id wire.ID) string {
+	return filepath.Join(recordDir(stateDir, id, SideSource), "going")
+}
+
+// writeGoing is before the target gets what it needs to hold the tree, and again when the figures are there.
+func (s *Source) writeGoing() error {
+	if s.going.Left.Cgroup == "" {
+		s.going = going{
+			Options: s.opt, Token: s.d.token, Left: s.dump.Left(), Groups: s.rep.Tree.Groups, Stdio: s.rep.Want.Stdio,
+			Frozen: s.result.FrozenAt, Clock: s.clock.offset, ClockOK: s.clock.err,
+		}
+	}
+	s.going.Times = s.times
+	if err := writeState(goingPath(s.opt.StateDir, s.opt.ID), s.going); err != nil {
+		return fmt.Errorf("write what another process would need: %w", err)
+	}
+	return nil
+}
+
+// writeState replaces a file in one step.
+func writeState(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
+}
+
+func readGoing(stateDir string, id wire.ID) (*going, error) {
+	b, err := os.ReadFile(goingPath(stateDir, id))
+	if err != nil {
+		return nil, fmt.Errorf("read what is needed to go on: %w", err)
+	}
+	var g going
+	if err := json.Unmarshal(b, &g); err != nil {
+		return nil, fmt.Errorf("read what is needed to go on: %w", err)
+	}
+	return &g, nil
+}
+
+// ErrServed says that a process carries the migration out.
+var ErrServed = errors.New("a process of this host carries the migration out")
+
+// lock makes this process the only one that drives the migration on this side, until it ends.
+func (r *Record) lock() error {
+	err := unix.Flock(int(r.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("migration %v: %w", r.ID, ErrServed)
+	}
+	if err != nil {
+		return fmt.Errorf("lock record of migration %v: %w", r.ID, err)
+	}
+	return nil
+}
+
+// find reads one migration's record of one side.
+func find(stateDir string, id wire.ID, side Side) (Known, error) {
+	k := Known{ID: id, Dir: recordDir(stateDir, id, side)}
+	var err error
+	k.Entries, err = readRecord(filepath.Join(k.Dir, "record"))
+	if err == nil && len(k.Entries) == 0 {
+		err = fmt.Errorf("read record of migration %v: it is empty", id)
+	}
+	return k, err
+}
+
+// entered is when a state was entered.
+func (k Known) entered(s State) time.Time {
+	for _, e := range k.Entries {
+		if e.State == s {
+			return e.Time
+		}
+	}
+	return time.Time{}
+}

@@ -1,0 +1,152 @@
+package migrate
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// A relay lives in a process that outlives the one with the connection (the warden on the source, the carrier on the target), so that what it has read and written, and
+// how far, is not lost with that. Between the two processes go the same messages as on the wire, each with the number of the connection that it is for.
+const (
+	linkStream   = 110 // both: connection 8 (0 towards the relay), type 2, payload as on the wire
+	linkAttach   = 111 // to the relay: connection 8; 0: there is none
+	linkBad      = 112 // from the relay: a message of the peer did not fit
+	linkFlushed  = 113 // from the relay: all that was read here has been passed on, and nothing will come
+	linkCapacity = fdpass.MaxMessage - 64
+)
+
+// streamConn is a connection as a relay uses it.
+type streamConn interface {
+	sendStream(t wire.Type, stream uint32, offset uint64, p []byte) error
+}
+
+// relayEnd is the relay's side of the link.
+type relayEnd struct {
+	sock  *fdpass.Socket
+	relay *relay
+}
+
+// numbered is one connection of the other process.
+type numbered struct {
+	sock *fdpass.Socket
+	n    uint64
+}
+
+func (c *numbered) sendStream(t wire.Type, stream uint32, offset uint64, p []byte) error {
+	var e wire.Encoder
+	e.U8(linkStream)
+	e.U64(c.n)
+	e.U16(uint16(t))
+	e.U32(stream)
+	e.U64(offset)
+	e.B = append(e.B, p...)
+	return c.sock.Send(e.B)
+}
+
+// handle takes a message of the other process.
+func (l *relayEnd) handle(b []byte) error {
+	d := wire.NewDecoder(b)
+	kind, n := d.U8(), d.U64()
+	switch {
+	case kind == linkAttach && n == 0:
+		l.relay.attach(nil)
+	case kind == linkAttach:
+		l.relay.attach(&numbered{l.sock, n})
+	case kind == linkStream:
+		t := wire.Type(d.U16())
+		if err := l.relay.take(t, d.Rest()); err != nil {
+			return l.sock.Send(append([]byte{linkBad}, err.Error()...))
+		}
+	default:
+		return fmt.Errorf("message %d about streams: %w", kind, errLink)
+	}
+	return d.Err()
+}
+
+var errLink = errors.New("unexpected message between lazymig's processes")
+
+// relayLink is the other side: it passes on between a session and the relay's process. A nil one has no streams.
+type relayLink struct {
+	sock    *fdpass.Socket
+	flushed chan struct{} // closed when the relay says so
+	once    sync.Once
+
+	mu   sync.Mutex
+	n    uint64
+	sess *session
+}
+
+func newRelayLink(sock *fdpass.Socket) *relayLink {
+	return &relayLink{sock: sock, flushed: make(chan struct{})}
+}
+
+// attach goes on with another connection; nil: there is none.
+func (l *relayLink) attach(s *session) {
+	if l == nil {
+		return
+	}
+	l.mu.Lock()
+	l.n++
+	l.sess = s
+	n := l.n
+	l.mu.Unlock()
+	if s == nil {
+		n = 0
+	}
+	var e wire.Encoder
+	e.U8(linkAttach)
+	e.U64(n)
+	_ = l.sock.Send(e.B) // without its process there are no streams any more; whoever reads the socket tells
+}
+
+// take passes a message of the peer on.
+func (l *relayLink) take(t wire.Type, p []byte) error {
+	if l == nil {
+		return errors.New("message about a stream: there is none")
+	}
+	if len(p) > linkCapacity {
+		return fmt.Errorf("message about a stream: %d bytes", len(p))
+	}
+	var e wire.Encoder
+	e.U8(linkStream)
+	e.U64(0)
+	e.U16(uint16(t))
+	e.B = append(e.B, p...)
+	_ = l.sock.Send(e.B) // as above: the migration goes on
+	return nil
+}
+
+// handle takes a message of the relay's process; false: it is not about streams.
+func (l *relayLink) handle(b []byte) bool {
+	d := wire.NewDecoder(b)
+	switch d.U8() {
+	case linkStream:
+		n, t, stream, offset := d.U64(), wire.Type(d.U16()), d.U32(), d.U64()
+		p := d.Rest()
+		l.mu.Lock()
+		s := l.sess
+		if n != l.n {
+			s = nil
+		}
+		l.mu.Unlock()
+		if s != nil && d.Err() == nil && s.sendStream(t, stream, offset, p) != nil {
+			s.c.Close() // its reader tells; all is sent again on the next
+		}
+	case linkBad:
+		l.mu.Lock()
+		s := l.sess
+		l.mu.Unlock()
+		if s != nil {
+			s.c.Close()
+		}
+	case linkFlushed:
+		l.once.Do(func() { close(l.flushed) })
+	default:
+		return false
+	}
+	return true
+}

@@ -1,0 +1,217 @@
+package migrate
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/dump"
+	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/keys"
+	"github.com/lazymig/lazymig/preflight"
+	"github.com/lazymig/lazymig/remotefs"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// resumeArg follows SourceArg when a warden starts the source's process: state directory and ID come after it.
+const resumeArg = "resume"
+
+// resumeMain is the source's process that follows one which was killed.
+func resumeMain(log *slog.Logger) error {
+	if len(os.Args) != 5 {
+		return errors.New("the process that takes a migration up is started by its warden, not by hand")
+	}
+	id, err := wire.ParseID(os.Args[4])
+	if err != nil {
+		return err
+	}
+	raiseFiles()
+	sock, err := fdpass.New(os.NewFile(3, "warden"))
+	if err != nil {
+		return err
+	}
+	h, err := receive(sock, log)
+	if err != nil {
+		sock.Close()
+		return err
+	}
+	v := &viewEnd{}
+	if f := h.take(keptView); f != nil {
+		if v.sock, err = fdpass.New(f); err != nil {
+			return err
+		}
+	}
+	s, err := resumeSource(os.Args[3], id, h, v.emit, log)
+	if err != nil {
+		h.link.close() // it tries again
+		return err
+	}
+	return v.run(s, func() error { return s.goOn(context.Background()) })
+}
+
+func (g *going) dialer() (*dialer, error) {
+	k, err := keys.Load(g.Options.TLSDir)
+	if err != nil {
+		return nil, err
+	}
+	return &dialer{addr: g.Options.To, keys: k, id: g.Options.ID, token: g.Token}, nil
+}
+
+// resumeSource makes a Source of what stands after a grant. h is what a warden has handed over.
+func resumeSource(stateDir string, id wire.ID, h *handedOver, emit func(Event), log *slog.Logger) (*Source, error) {
+	k, err := find(stateDir, id, SideSource)
+	if err != nil {
+		return nil, err
+	}
+	st := k.Last().State
+	if !st.Handed() || st.Final() {
+		return nil, fmt.Errorf("take migration %v up: it is in state %q", id, st)
+	}
+	if k.Last().Boot != bootID() {
+		return nil, fmt.Errorf("take migration %v up: this host has been started anew since, the frozen tree is no more", id)
+	}
+	g, err := readGoing(stateDir, id)
+	if err != nil {
+		return nil, err
+	}
+	s := NewSource(g.Options, emit, log)
+	s.state = st
+	if s.rec, err = openRecord(k); err != nil {
+		return nil, err
+	}
+	// A record may have been read that never got to the disk: the grant must be there before it is said again.
+	if err := errors.Join(s.rec.lock(), s.rec.f.Sync()); err != nil {
+		s.rec.Close()
+		return nil, fmt.Errorf("take migration %v up: %w", id, err)
+	}
+	if s.d, err = g.dialer(); err != nil {
+		s.rec.Close()
+		return nil, err
+	}
+	s.rep = &preflight.Report{Want: preflight.Want{Stdio: g.Stdio}, Tree: preflight.Tree{Groups: g.Groups}}
+	s.result = &dump.Result{Tasks: g.Left.Tasks, FrozenAt: g.Frozen, Cgroup: g.Left.Cgroup}
+	s.clock, s.times, s.grant = clockOffset{offset: g.Clock, err: g.ClockOK}, g.Times, k.entered(Granted)
+	s.lanes.redial, s.going = true, *g
+	s.warden, s.held = h.link, h.held()
+	if err := s.takeUp(g, h); err != nil {
+		s.warden = nil // it tries again
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// takeUp takes the frozen tree and the file server's state.
+func (s *Source) takeUp(g *going, h *handedOver) (err error) {
+	s.dump, err = dump.Adopt(g.Left, s.log)
+	switch {
+	case errors.Is(err, dump.ErrGone) && s.state != Drained && s.held == nil:
+		s.log.Error("memory that the target has not got is lost; what waits for it there waits for ever", "err", err)
+	case errors.Is(err, dump.ErrNotStopped):
+		return s.lost(err)
+	case err != nil && !errors.Is(err, dump.ErrGone):
+		return err
+	}
+	alive := err == nil
+	if f := h.take(keptGuest); f != nil {
+		s.guest = &guest{life: f}
+	} else if alive {
+		if s.guest, err = startGuest(s.opt.Exe, s.opt.PID); err != nil {
+			return err
+		}
+	}
+	o := remotefs.ServerOptions{Groups: g.Groups, Log: s.log}
+	if s.files, err = remotefs.NewServerFrom(&h.files, o); err != nil {
+		return err
+	}
+	s.files.SetJournal(journalTo{s.warden.sock}, s.wardenLost)
+	if s.held != nil {
+		s.files.Hold(s.held.files)
+	}
+	if alive {
+		if err := s.servePages(); err != nil {
+			return err
+		}
+	}
+	if h.Streams {
+		s.relay = s.warden.relay
+	} else if alive && s.state == Granted { // the one before did not come to it
+		if _, err := s.copyStreams(); err != nil {
+			return err
+		}
+		s.startRelay()
+	}
+	return nil
+}
+
+// goOn serves what was taken up.
+func (s *Source) goOn(ctx context.Context) error {
+	defer s.close()
+	s.log.Warn("the migration is taken up", "audit", true, "state", s.State(), "to", s.opt.To)
+	if s.onRecord != nil {
+		if err := s.onRecord(); err != nil {
+			return err
+		}
+	}
+	s.event(Event{Event: "notice", Text: "the source's process was killed; another serves on"})
+	if s.State() != Drained {
+		s.dropSockets()
+	}
+	return s.serveOn(ctx)
+}
+
+// heldFiles are copies of the tree's descriptors of files, with the POSIX locks that are to be taken again.
+type heldFiles struct {
+	files []*os.File
+	locks []heldLock
+}
+
+// heldLock is a POSIX lock on one of the files.
+type heldLock struct {
+	File int          `json:"file"`
+	Lock unix.Flock_t `json:"lock"`
+}
+
+func (h *handedOver) held() *heldFiles {
+	k := h.kept[keptFiles]
+	if k == nil {
+		return nil
+	}
+	f := &heldFiles{files: k.files}
+	k.files = nil
+	for _, d := range k.data {
+		_ = json.Unmarshal(d, &f.locks) // written by hold
+	}
+	return f
+}
+
+// hold gives copies of the tree's descriptors, which the warden keeps as well before the tree is killed.
+func (s *Source) hold() ([]*os.File, []posixLock, error) {
+	if s.held != nil { // the process before has
+		var locks []posixLock
+		for _, l := range s.held.locks {
+			if l.File < len(s.held.files) {
+				locks = append(locks, posixLock{s.held.files[l.File], l.Lock})
+			}
+		}
+		return nil, locks, nil
+	}
+	files, locks, err := s.holdFiles()
+	list := make([]heldLock, 0, len(locks))
+	for _, l := range locks {
+		for i, f := range files {
+			if f == l.file {
+				list = append(list, heldLock{i, l.lk})
+			}
+		}
+	}
+	if kerr := s.warden.keep(keptFiles, list, files...); kerr != nil {
+		s.wardenLost(kerr)
+	}
+	return files, locks, err
+}
