@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"cmd/lazymig", "cmd/lazymig-demo", "cmd/lazymig-bench", "e2e", "bench", "setup/install"},
 	{"migrate"},
 	{"dump", "restore"},
-	{"lazyfs", "pagesrv", "remotefs", "preflight", "restore/memory", "lab"},
+	{"lazyfs", "pagesrv", "remotefs", "preflight", "restore/memory", "restore/detach", "lab"},
 	{"images", "keys", "internal/criu", "internal/kerneltest"},
 	{"setup", "wire", "internal/fdpass", "internal/urgent"},
 }

@@ -1,14 +1,17 @@
 package lazyfs
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -32,8 +35,57 @@ func runAct(t *testing.T, uid, gid uint32, groups []uint32, mode string, args ..
 	return strings.TrimSpace(string(out))
 }
 
+// program is act as a process that goes on until it is told to stop.
+type program struct {
+	cmd   *exec.Cmd
+	in    io.Closer
+	lines chan string
+}
+
+func startAct(t *testing.T, mode string, args ...string) *program {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe", args...)
+	cmd.Env = append(os.Environ(), actEnv+"="+mode)
+	cmd.Dir, cmd.Stderr = "/", os.Stderr
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	out, err := cmd.StdoutPipe()
+	must(t, err)
+	must(t, cmd.Start())
+	p := &program{cmd: cmd, in: in, lines: make(chan string)}
+	go func() {
+		defer close(p.lines)
+		for s := bufio.NewScanner(out); s.Scan(); {
+			p.lines <- s.Text()
+		}
+	}()
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it has ended, or the test has failed
+		for range p.lines {
+		}
+	})
+	return p
+}
+
+// line waits for a sign of life.
+func (p *program) line(t *testing.T) {
+	t.Helper()
+	select {
+	case l, ok := <-p.lines:
+		if !ok || l != "goes on" {
+			t.Fatalf("program says %q", l)
+		}
+	case <-time.After(2 * time.Minute):
+		t.Fatal("program does not go on")
+	}
+}
+
+func (p *program) stop() { _ = p.in.Close() }
+
 func act(mode string, args []string) error {
 	switch mode {
+	case "churn":
+		return actChurn(args[0])
 	case "mmap":
 		return actMmap(args[0])
 	case "create": // file: made with umask 027

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -28,11 +29,19 @@ type Options struct {
 	Remote     Remote            // the source
 	StoreDir   string            // for contents of local files; must support O_TMPFILE. Empty: memory
 	LocalFiles map[string][]byte // path → contents: files that are the target's own until Granted
-	Log        *slog.Logger      // nil: silent
+
+	// Keep gets a descriptor of the mounted /dev/fuse when the grant is given, so that the mount outlives this daemon: copy it. StoreDir
+	// must be the successor's, too. Nil: nobody keeps it.
+	Keep func(fd int) error
+	// TakeOver: FuseFD is what Keep got of a daemon that is dead, and Remote is the next life of the client that it had.
+	TakeOver bool
+
+	Log *slog.Logger // nil: silent
 }
 
 // Daemon serves one mount.
 type Daemon struct {
+	o      Options
 	log    *slog.Logger
 	dev    *device
 	fs     *fsys
@@ -41,6 +50,10 @@ type Daemon struct {
 	done   chan struct{} // serving has ended
 	reqs   sync.WaitGroup
 	flush  chan struct{} // the goroutine that forgets has ended
+	buf    []byte        // the reader's
+
+	begun chan struct{} // INIT has been answered
+	init  []byte        // that request; once begun is closed
 
 	mu  sync.Mutex
 	err error
@@ -54,15 +67,24 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	if o.Remote == nil {
 		return nil, errors.New("lazyfs: no remote")
 	}
+	if o.StoreDir == "" && (o.Keep != nil || o.TakeOver) {
+		return nil, errors.New("lazyfs: a mount that outlives its daemon needs a directory")
+	}
 	if err := unix.SetNonblock(o.FuseFD, true); err != nil {
 		return nil, fmt.Errorf("set /dev/fuse non-blocking: %w", err)
 	}
 	unix.CloseOnExec(o.FuseFD)
 	ctx, cancel := context.WithCancel(ctx)
-	d := &Daemon{log: o.Log, cancel: cancel, done: make(chan struct{}), flush: make(chan struct{})}
+	d := &Daemon{o: o, log: o.Log, cancel: cancel, done: make(chan struct{}), flush: make(chan struct{}), begun: make(chan struct{})}
 	d.dev = &device{fd: o.FuseFD, stop: ctx.Done()}
 	d.fs = newFsys(ctx, o, d.dev)
-	if err := d.fs.ov.addLocalFiles(o.LocalFiles); err != nil {
+	var err error
+	if o.TakeOver {
+		d.init, err = d.fs.ov.load(filepath.Join(o.StoreDir, KeptDir))
+	} else {
+		err = d.fs.ov.addLocalFiles(o.LocalFiles)
+	}
+	if err != nil {
 		cancel()
 		d.fs.close()
 		return nil, err
@@ -92,6 +114,11 @@ func (d *Daemon) serve() {
 	<-d.flush
 	d.dev.close()
 	d.fs.close()
+	if dir := d.fs.ov.keptIn; dir != "" && errors.Is(err, errUnmounted) { // nobody will need it
+		if err := os.RemoveAll(dir); err != nil {
+			d.log.Error("remove kept files", "err", err)
+		}
+	}
 	if errors.Is(err, os.ErrClosed) || errors.Is(err, errUnmounted) {
 		err = nil
 	}
@@ -101,48 +128,83 @@ func (d *Daemon) serve() {
 }
 
 func (d *Daemon) loop() error {
-	buf := make([]byte, readSize)
-	n, err := d.dev.waitMounted(buf)
+	begin := d.mounted
+	if d.o.TakeOver {
+		begin = d.takeOver
+	}
+	r, err := begin()
 	if err != nil {
 		return err
 	}
-	d.answer(buf[:n]) // INIT, before all others
+	for {
+		if r != nil {
+			d.dispatch(r, func() {})
+		}
+		if r, err = d.next(d.dev.read); err != nil {
+			return err
+		}
+	}
+}
+
+// mounted waits for the mount and answers INIT, before all other requests.
+func (d *Daemon) mounted() (*request, error) {
+	buf := make([]byte, readSize)
+	n, err := d.dev.waitMounted(buf)
+	if err != nil {
+		return nil, err
+	}
+	d.init = append([]byte(nil), buf[:n]...)
+	d.answer(buf[:n])
 	if err := d.dev.register(); err != nil {
-		return err
+		return nil, err
 	}
 	if err := d.dev.readahead(readAhead); err != nil {
 		d.log.Debug("keep the kernel's readahead", "err", err)
 	}
-	for {
-		n, err := d.dev.read(buf)
-		if err != nil {
-			return err
+	close(d.begun)
+	return nil, nil
+}
+
+// request is one of the kernel's that has been read; back gives its memory back.
+type request struct {
+	in   []byte
+	back func()
+}
+
+// next reads a request. Only one goroutine reads.
+func (d *Daemon) next(read func([]byte) (int, error)) (*request, error) {
+	if d.buf == nil {
+		var err error
+		if d.buf, err = buffers.get(); err != nil {
+			return nil, err
 		}
-		if n < 40 {
-			return fmt.Errorf("read /dev/fuse: request of %d bytes: %w", n, io.ErrUnexpectedEOF)
-		}
-		var in []byte
-		var back func()
-		if n <= smallRequest {
-			p := bufs[0].Get().(*[]byte)
-			in, back = (*p)[:n], func() { bufs[0].Put(p) }
-			copy(in, buf)
-		} else {
-			in, back = buf[:n], func() {}
-			buf = make([]byte, readSize)
-			if p, ok := readPool.Get().(*[]byte); ok {
-				buf = *p
-			}
-			whole := in[:readSize]
-			back = func() { readPool.Put(&whole) }
-		}
-		d.reqs.Go(func() {
-			d.answer(in)
-			if d.fs.ctx.Err() == nil { // a call that was given up may still use its buffers
-				back()
-			}
-		})
 	}
+	n, err := read(d.buf)
+	if err != nil {
+		return nil, err
+	}
+	if n < 40 {
+		return nil, fmt.Errorf("read /dev/fuse: request of %d bytes: %w", n, io.ErrUnexpectedEOF)
+	}
+	if n <= smallRequest {
+		p := bufs[0].Get().(*[]byte)
+		copy(*p, d.buf[:n])
+		return &request{in: (*p)[:n], back: func() { bufs[0].Put(p) }}, nil
+	}
+	whole := d.buf
+	d.buf = nil
+	return &request{in: whole[:n], back: func() { buffers.put(whole) }}, nil
+}
+
+// dispatch answers a request on a goroutine of its own.
+func (d *Daemon) dispatch(r *request, done func()) {
+	d.reqs.Go(func() {
+		defer done()
+		d.answer(r.in)
+		if d.fs.ctx.Err() == nil { // a call that was given up may still use its buffers
+			r.back()
+		}
+	})
 }
 
 const (
@@ -152,7 +214,7 @@ const (
 )
 
 var (
-	readPool sync.Pool
+	buffers  readBuffers
 	outSizes = [...]int{8 << 10, 72 << 10, 136 << 10, wire.MaxFileIO + 8<<10}
 	bufs     [len(outSizes)]sync.Pool
 )
@@ -201,6 +263,7 @@ func (d *Daemon) answer(in []byte) {
 		out = make([]byte, need)
 	}
 	n, _ := d.ps.HandleRequest([][]byte{in}, [][]byte{out})
+	defer d.fs.remote.Settled(binary.NativeEndian.Uint64(in[8:]) &^ uniqueResend) // after the kernel has the answer
 	if n == 0 {
 		return
 	}
@@ -229,4 +292,8 @@ func (d *Daemon) Close() error {
 }
 
 // Granted drops what was kept local and forwards changes from now on. The source's server must have been granted before.
-func (d *Daemon) Granted() error { return d.fs.granted() }
+// An error that wraps ErrNoSuccessor, or another's, says that the mount will not outlive this daemon; all else has been done.
+func (d *Daemon) Granted() error {
+	d.fs.granted()
+	return d.keep()
+}

@@ -72,6 +72,20 @@ func (d *device) register() error {
 	} else if err := unix.SetNonblock(d.fd, true); err != nil { // no /dev/fuse to open here
 		return fmt.Errorf("set /dev/fuse non-blocking: %w", err)
 	}
+	return d.pollLocked()
+}
+
+// adopt is register for the descriptor of a daemon before this one.
+func (d *device) adopt() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return os.ErrClosed
+	}
+	return d.pollLocked()
+}
+
+func (d *device) pollLocked() error {
 	f := os.NewFile(uintptr(d.fd), "/dev/fuse")
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -99,6 +113,36 @@ func (d *device) readahead(kb int) error {
 		return fmt.Errorf("set readahead: %w", err)
 	}
 	return nil
+}
+
+// dup gives one descriptor more, of the file that requests are read from.
+func (d *device) dup() (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return -1, os.ErrClosed
+	}
+	fd, err := unix.FcntlInt(uintptr(d.fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return -1, fmt.Errorf("copy /dev/fuse: %w", err)
+	}
+	return fd, nil
+}
+
+// tryRead reads a request if there is one: EAGAIN.
+func (d *device) tryRead(b []byte) (n int, err error) {
+	for {
+		if c := d.raw.Control(func(fd uintptr) { n, err = unix.Read(int(fd), b) }); c != nil {
+			return 0, os.ErrClosed
+		}
+		switch err {
+		case unix.ENOENT, unix.EINTR: // the request was taken back
+		case unix.ENODEV:
+			return 0, errUnmounted
+		default:
+			return n, err
+		}
+	}
 }
 
 // read reads the next request.
@@ -172,7 +216,26 @@ func (d *device) close() {
 	_ = unix.Close(d.fd)
 }
 
-const notifyInvalInode = 2 // FUSE_NOTIFY_INVAL_INODE, linux/fuse.h
+// Notifications of linux/fuse.h: FUSE_NOTIFY_INVAL_INODE and, since v6.9, FUSE_NOTIFY_RESEND.
+const (
+	notifyInvalInode = 2
+	notifyResend     = 7
+)
+
+// resend makes the kernel send all requests again that were read and not answered.
+func (d *device) resend() error {
+	b := make([]byte, 16)
+	binary.NativeEndian.PutUint32(b, uint32(len(b)))
+	binary.NativeEndian.PutUint32(b[4:], notifyResend)
+	err := d.write(b)
+	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) { // EPERM: not connected any more
+		return errUnmounted
+	}
+	if err != nil {
+		return fmt.Errorf("ask kernel for unanswered requests: %w", err)
+	}
+	return nil
+}
 
 // invalInode makes the kernel forget what it knows of a node's attributes. No lock may be held.
 func (d *device) invalInode(node uint64) {

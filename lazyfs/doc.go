@@ -18,6 +18,12 @@
 //
 // Granted drops all of this; local nodes that are open or looked up stay what they are (unlinked files, bound sockets).
 //
+// # A daemon that is killed
+//
+// After the grant another daemon goes on where it was, and the tree sees nothing but a wait: succeed.go says how, TestModelKilled and
+// TestDaemonKilled show it. Which lookups a daemon had fetched ahead, or had been told to forget, dies with it: the source keeps such nodes until the end.
+// Before the grant the mount ends with its daemon, and so it does on kernels before 6.9.
+//
 // # Trust boundary
 //
 // The kernel's requests and the Remote's replies (checked by its decoder) are believed. When the Remote is lost

@@ -57,7 +57,15 @@ func (f *fsys) close() { f.ov.close() }
 
 func (f *fsys) String() string { return "lazymig" }
 
-func caller(h *fuse.InHeader) wire.FileCaller { return wire.FileCaller{UID: h.Uid, GID: h.Gid} }
+func caller(h *fuse.InHeader) wire.FileCaller {
+	return wire.FileCaller{UID: h.Uid, GID: h.Gid, Number: number(h)}
+}
+
+// uniqueResend is FUSE_UNIQUE_RESEND, linux/fuse.h since v6.9: in the number of a request that the kernel sends again.
+const uniqueResend = 1 << 63
+
+// number is the kernel's own for a request, the same when it is sent again.
+func number(h *fuse.InHeader) uint64 { return h.Unique &^ uniqueResend }
 
 // status is the one place where errors become what the kernel is told. A lost source fails operations before the
 // grant, so that the restore ends; after it they wait for the source, or for the end.

@@ -39,7 +39,7 @@ func (f *fsys) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut)
 		Mtime: wire.FileTime{Sec: int64(in.Mtime), Nsec: in.Mtimensec},
 	}
 	if isLocal(in.NodeId) {
-		a, err := f.ov.setAttr(in.NodeId, &s)
+		a, err := f.ov.setAttr(number(&in.InHeader), in.NodeId, &s)
 		if err != nil {
 			return f.status(err)
 		}
@@ -118,7 +118,7 @@ func (f *fsys) xattr(n uint32, v []byte, err error, dest []byte) (uint32, fuse.S
 
 func (f *fsys) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, v []byte) fuse.Status {
 	if isLocal(in.NodeId) {
-		return f.ov.setXattr(in.NodeId, name, v, in.Flags)
+		return f.ov.setXattr(number(&in.InHeader), in.NodeId, name, v, in.Flags)
 	}
 	f.clock.begin()
 	defer f.clock.end()
@@ -131,7 +131,7 @@ func (f *fsys) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, v [
 
 func (f *fsys) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
 	if isLocal(h.NodeId) {
-		return f.ov.removeXattr(h.NodeId, name)
+		return f.ov.removeXattr(number(h), h.NodeId, name)
 	}
 	f.clock.begin()
 	defer f.clock.end()

@@ -18,7 +18,7 @@ const (
 // then pieces of the source's, at the source's own positions.
 type dirHandle struct {
 	node uint64
-	h    uint64 // at the source
+	h    uint64 // at the source, and the kernel's: what a successor would need is in the kernel's requests
 
 	mu     sync.Mutex
 	merged bool
@@ -32,26 +32,37 @@ type dirHandle struct {
 }
 
 func (f *fsys) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
-	d := &dirHandle{node: in.NodeId}
+	var h uint64
 	if !isLocal(in.NodeId) {
-		h, err := f.remote.OpenDir(f.ctx, caller(&in.InHeader), in.NodeId)
-		if err != nil {
+		var err error
+		if h, err = f.remote.OpenDir(f.ctx, caller(&in.InHeader), in.NodeId); err != nil {
 			return f.status(err)
 		}
-		d.h = h
 	}
 	f.dirMu.Lock()
 	defer f.dirMu.Unlock()
-	f.nextDir++
-	f.dirs[f.nextDir] = d
-	out.Fh = f.nextDir
+	if isLocal(in.NodeId) {
+		f.nextDir++
+		h = localBit | f.nextDir
+	}
+	f.dirs[h] = &dirHandle{node: in.NodeId, h: h}
+	out.Fh = h
 	return fuse.OK
 }
 
-func (f *fsys) dir(fh uint64) *dirHandle {
+// dir finds a handle, or makes it anew where a daemon before this one has opened it: all that counts is the number.
+func (f *fsys) dir(node, fh uint64) *dirHandle {
 	f.dirMu.Lock()
 	defer f.dirMu.Unlock()
-	return f.dirs[fh]
+	d := f.dirs[fh]
+	if d == nil {
+		d = &dirHandle{node: node, h: fh}
+		if isLocal(node) { // it lost its names with the grant
+			d.merged, d.list = true, dots(node)
+		}
+		f.dirs[fh] = d
+	}
+	return d
 }
 
 func (f *fsys) ReleaseDir(in *fuse.ReleaseIn) {
@@ -59,14 +70,13 @@ func (f *fsys) ReleaseDir(in *fuse.ReleaseIn) {
 	d := f.dirs[in.Fh]
 	delete(f.dirs, in.Fh)
 	f.dirMu.Unlock()
-	if d == nil {
-		return
+	if d != nil {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		f.dropList(d)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	f.dropList(d)
-	if !isLocal(d.node) {
-		f.remote.Release(d.node, d.h)
+	if !isLocal(in.NodeId) {
+		f.remote.Release(in.NodeId, in.Fh)
 	}
 }
 
@@ -84,11 +94,7 @@ func (f *fsys) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if isLocal(in.NodeId) {
 		return fuse.OK
 	}
-	d := f.dir(in.Fh)
-	if d == nil {
-		return fuse.EBADF
-	}
-	return f.status(f.remote.Fsync(f.ctx, caller(&in.InHeader), d.node, d.h, in.FsyncFlags&1 != 0))
+	return f.status(f.remote.Fsync(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.FsyncFlags&1 != 0))
 }
 
 func (f *fsys) ReadDir(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntryList) fuse.Status {
@@ -100,10 +106,7 @@ func (f *fsys) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 }
 
 func (f *fsys) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
-	d := f.dir(in.Fh)
-	if d == nil {
-		return fuse.EBADF
-	}
+	d := f.dir(in.NodeId, in.Fh)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if in.Offset == 0 {

@@ -11,7 +11,7 @@ import (
 // Open: the kernel keeps the pages of regular files from one open to the next.
 func (f *fsys) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	if isLocal(in.NodeId) {
-		h, err := f.ov.open(in.NodeId)
+		h, err := f.ov.open(number(&in.InHeader), in.NodeId)
 		out.Fh, out.OpenFlags = h, fuse.FOPEN_KEEP_CACHE
 		return f.status(err)
 	}
@@ -29,7 +29,7 @@ func (f *fsys) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fu
 			return f.status(err)
 		}
 		fillLocal(&out.EntryOut, &e)
-		out.Fh, err = f.ov.open(e.Node)
+		out.Fh, err = f.ov.open(number(&in.InHeader), e.Node)
 		return f.status(err)
 	}
 	if isLocal(in.NodeId) {
@@ -53,7 +53,7 @@ func (f *fsys) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut
 			return f.status(err)
 		}
 		fillLocal(&out.EntryOut, &e)
-		out.Fh, err = f.ov.open(e.Node)
+		out.Fh, err = f.ov.open(number(&in.InHeader), e.Node)
 		return f.status(err)
 	}
 	if isLocal(in.NodeId) {
@@ -85,7 +85,7 @@ func (f *fsys) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRe
 
 func (f *fsys) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, fuse.Status) {
 	if isLocal(in.NodeId) {
-		n, err := f.ov.write(in.NodeId, data, in.Offset, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0)
+		n, err := f.ov.write(number(&in.InHeader), in.NodeId, data, in.Offset, in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0)
 		return uint32(n), f.status(err)
 	}
 	var flags uint32
@@ -103,7 +103,7 @@ func (f *fsys) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, 
 
 func (f *fsys) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 	if isLocal(in.NodeId) {
-		f.ov.release(in.NodeId)
+		f.ov.release(number(&in.InHeader), in.NodeId)
 		return
 	}
 	f.remote.Release(in.NodeId, in.Fh)

@@ -23,6 +23,7 @@ type local struct {
 	opens   int
 	target  string
 	xattrs  map[string][]byte
+	done    []uint64 // the last requests that have changed it, if it is kept for a successor
 	file    *os.File // regular files
 }
 
@@ -78,6 +79,7 @@ func (o *overlay) reapLocked(l *local) {
 		return
 	}
 	delete(o.locals, l.id)
+	o.unkeepLocked(l)
 	if l.file != nil {
 		_ = l.file.Close()
 	}
@@ -88,6 +90,7 @@ func (o *overlay) forgetLocal(node, n uint64) {
 	defer o.mu.Unlock()
 	if l := o.locals[node]; l != nil {
 		l.lookups -= min(l.lookups, n)
+		o.keepLocked(l, 0)
 		o.reapLocked(l)
 	}
 }
@@ -141,8 +144,8 @@ func (l *local) stat() (wire.FileAttr, error) {
 	return a, nil
 }
 
-func (o *overlay) setAttr(node uint64, s *wire.FileSetAttr) (a wire.FileAttr, err error) {
-	err = o.with(node, func(l *local) error {
+func (o *overlay) setAttr(number, node uint64, s *wire.FileSetAttr) (wire.FileAttr, error) {
+	err := o.change(number, node, func(l *local) error {
 		has := func(bit uint32) bool { return s.Valid&bit != 0 }
 		if has(wire.FileSetUID) {
 			l.attr.UID = s.UID
@@ -168,14 +171,14 @@ func (o *overlay) setAttr(node uint64, s *wire.FileSetAttr) (a wire.FileAttr, er
 			}
 		}
 		if has(wire.FileSetAtime | wire.FileSetMtime) {
-			if err := l.setTimes(s); err != nil {
-				return err
-			}
+			return l.setTimes(s)
 		}
-		a, err = l.stat()
-		return err
+		return nil
 	})
-	return a, err
+	if err != nil {
+		return wire.FileAttr{}, err
+	}
+	return o.attr(node)
 }
 
 // killBits takes set-user-ID and set-group-ID from what can be run.

@@ -11,8 +11,8 @@ import (
 )
 
 // open counts an open handle; all handles of a local node are the same.
-func (o *overlay) open(node uint64) (uint64, error) {
-	err := o.with(node, func(l *local) error {
+func (o *overlay) open(number, node uint64) (uint64, error) {
+	err := o.change(number, node, func(l *local) error {
 		if l.file == nil {
 			return errno(syscall.EACCES)
 		}
@@ -22,13 +22,14 @@ func (o *overlay) open(node uint64) (uint64, error) {
 	return localBit, err
 }
 
-func (o *overlay) release(node uint64) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if l := o.locals[node]; l != nil && l.opens > 0 {
-		l.opens--
-		o.reapLocked(l)
-	}
+func (o *overlay) release(number, node uint64) {
+	_ = o.change(number, node, func(l *local) error { // it may be gone
+		if l.opens > 0 {
+			l.opens--
+			o.reapLocked(l)
+		}
+		return nil
+	})
 }
 
 func (o *overlay) read(node uint64, b []byte, off uint64) (int, error) {
@@ -44,13 +45,13 @@ func (o *overlay) read(node uint64, b []byte, off uint64) (int, error) {
 }
 
 // write: the kernel knows the size, so appending needs nothing more.
-func (o *overlay) write(node uint64, b []byte, off uint64, kill bool) (int, error) {
+func (o *overlay) write(number, node uint64, b []byte, off uint64, kill bool) (int, error) {
 	f, err := o.fileOf(node)
 	if err != nil {
 		return 0, err
 	}
 	if kill {
-		_ = o.with(node, func(l *local) error { l.killBits(); return nil })
+		_ = o.change(number, node, func(l *local) error { l.killBits(); return nil })
 	}
 	n, err := f.WriteAt(b, int64(off))
 	if n > 0 {
@@ -119,8 +120,8 @@ func (o *overlay) listXattr(node uint64, dest []byte) (uint32, fuse.Status) {
 	return fit(all, dest)
 }
 
-func (o *overlay) setXattr(node uint64, name string, v []byte, flags uint32) fuse.Status {
-	return o.f.status(o.with(node, func(l *local) error {
+func (o *overlay) setXattr(number, node uint64, name string, v []byte, flags uint32) fuse.Status {
+	return o.f.status(o.change(number, node, func(l *local) error {
 		_, there := l.xattrs[name]
 		switch {
 		case there && flags&unix.XATTR_CREATE != 0:
@@ -136,8 +137,8 @@ func (o *overlay) setXattr(node uint64, name string, v []byte, flags uint32) fus
 	}))
 }
 
-func (o *overlay) removeXattr(node uint64, name string) fuse.Status {
-	return o.f.status(o.with(node, func(l *local) error {
+func (o *overlay) removeXattr(number, node uint64, name string) fuse.Status {
+	return o.f.status(o.change(number, node, func(l *local) error {
 		if _, there := l.xattrs[name]; !there {
 			return errno(syscall.ENODATA)
 		}

@@ -101,7 +101,7 @@ func (d *modelDir) stat(p string) string {
 // TestModel gives the mount and a plain directory the same random operations: a program must not see a difference.
 func TestModel(t *testing.T) {
 	for seed := range uint64(6) {
-		model(t, seed, newRig(t, true))
+		model(t, seed, newRig(t, true), func(int) {})
 	}
 }
 
@@ -109,7 +109,7 @@ func TestModel(t *testing.T) {
 func TestModelCut(t *testing.T) {
 	for seed := range uint64(4) {
 		r := newRigWith(t, true, helperConf{Src: t.TempDir(), Store: t.TempDir(), Cuts: seed + 1})
-		model(t, seed+100, r)
+		model(t, seed+100, r, func(int) {})
 		var n int
 		if _, err := fmt.Sscanf(r.say("lost", "lost"), "lost %d", &n); err != nil || n < 10 {
 			t.Errorf("seed %d: %d connections were lost, %v", seed, n, err)
@@ -117,7 +117,7 @@ func TestModelCut(t *testing.T) {
 	}
 }
 
-func model(t *testing.T, seed uint64, r *rig) {
+func model(t *testing.T, seed uint64, r *rig, before func(step int)) {
 	t.Helper()
 	plain := t.TempDir()
 	dirs := [2]*modelDir{{root: r.mnt}, {root: plain}}
@@ -129,6 +129,7 @@ func model(t *testing.T, seed uint64, r *rig) {
 	}
 	var did []string
 	for i := range 1500 {
+		before(i)
 		var got [2]string
 		for k, d := range dirs {
 			got[k] = d.step(rand.New(rand.NewPCG(seed, uint64(i))))

@@ -25,7 +25,7 @@ import (
 const helperEnv = "LAZYFS_TEST_HELPER"
 
 func TestMain(m *testing.M) {
-	if conf := os.Getenv(helperEnv); conf != "" {
+	if conf := os.Getenv(helperEnv); conf != "" && os.Getenv(apartEnv) == "" {
 		if err := helper(conf); err != nil {
 			fmt.Println("error:", err)
 			os.Exit(1)
@@ -35,6 +35,13 @@ func TestMain(m *testing.M) {
 	if mode := os.Getenv(actEnv); mode != "" {
 		if err := act(mode, os.Args[1:]); err != nil {
 			fmt.Println("error:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	if conf := os.Getenv(apartEnv); conf != "" {
+		if err := apartDaemon(conf); err != nil {
+			fmt.Fprintln(os.Stderr, "daemon:", err)
 			os.Exit(1)
 		}
 		os.Exit(0)
@@ -49,6 +56,7 @@ type helperConf struct {
 	Clone      bool   // export a clone of the one mount that Src is, so that the test's own mounts are not inside
 	Cuts       uint64 // not 0: connections end after a number of bytes that this seeds, and new ones take their place
 	Plugs      bool   // unplug and plug are understood
+	Apart      bool   // the daemon is a process of its own, see apart_test.go
 }
 
 // helper serves until its standard input ends. Descriptor 3 is /dev/fuse.
@@ -57,7 +65,11 @@ func helper(conf string) error {
 	if err := json.Unmarshal([]byte(conf), &c); err != nil {
 		return err
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	level := slog.LevelWarn
+	if c.Apart {
+		level = slog.LevelError // the server warns of each client that is killed
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	root, err := os.OpenFile(c.Src, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if c.Clone {
 		var fd int
@@ -73,6 +85,9 @@ func helper(conf string) error {
 		return err
 	}
 	_ = root.Close()
+	if c.Apart {
+		return apart(server, c.Store)
+	}
 	p := &plug{server: server, cuts: c.Cuts, ready: make(chan struct{})}
 	conn, err := p.connect()
 	if err != nil {
@@ -132,6 +147,12 @@ func helper(conf string) error {
 	p.wg.Wait()
 	fmt.Println("closed")
 	return nil
+}
+
+// fileConn makes a connection of a socket, which it takes over.
+func fileConn(f *os.File) (net.Conn, error) {
+	defer f.Close()
+	return net.FileConn(f)
 }
 
 // socketPair is a stream connection between two ends in this process.

@@ -14,8 +14,9 @@ import (
 // that the source has the name, too, so that it stays hidden when the overlay's goes. Nodes of the source that names
 // or hidden names hang on are pinned: the kernel's forgets of them wait (refs.go).
 type overlay struct {
-	f     *fsys
-	store string
+	f      *fsys
+	store  string
+	keptIn string // directory where local nodes are kept for a successor; empty before the grant, and where there is none
 
 	grant   sync.RWMutex // read side: an operation before the grant
 	isGrant atomic.Bool
@@ -120,6 +121,7 @@ func (o *overlay) base(who wire.FileCaller, dir uint64, n string) (e wire.FileEn
 	if isLocal(dir) {
 		return e, false, nil
 	}
+	who.Number = 0 // an operation of the overlay may ask several things
 	e, err = o.f.remote.Lookup(o.f.ctx, who, dir, n)
 	if told(err) == syscall.ENOENT {
 		return e, false, nil

@@ -39,7 +39,7 @@ func (o *overlay) addLocalFiles(files map[string][]byte) error {
 		if err != nil {
 			return err
 		}
-		if _, err := o.write(e.Node, data, 0, false); err != nil {
+		if _, err := o.write(0, e.Node, data, 0, false); err != nil {
 			return err
 		}
 		o.forgetLocal(e.Node, 1)
@@ -48,12 +48,12 @@ func (o *overlay) addLocalFiles(files map[string][]byte) error {
 }
 
 // granted ends the overlay.
-func (f *fsys) granted() error {
+func (f *fsys) granted() {
 	o := f.ov
 	o.grant.Lock()
 	if o.isGrant.Load() {
 		o.grant.Unlock()
-		return nil
+		return
 	}
 	o.isGrant.Store(true)
 	o.grant.Unlock()
@@ -76,5 +76,4 @@ func (f *fsys) granted() error {
 	for _, n := range stale {
 		f.dev.invalInode(n)
 	}
-	return nil
 }

@@ -37,4 +37,9 @@ type Remote interface {
 	Fallocate(ctx context.Context, who wire.FileCaller, node, h uint64, mode uint32, off, n int64) error
 	Lseek(ctx context.Context, node, h uint64, off int64, whence uint32) (int64, error)
 	CopyRange(ctx context.Context, who wire.FileCaller, node, h uint64, off int64, node2, h2 uint64, off2 int64, n uint64) (uint32, error)
+
+	// For the successor of a daemon: see remotefs' client_succeed.go.
+	TakeOver(ctx context.Context) error
+	TakenOver(again map[uint64]bool)
+	Settled(number uint64)
 }

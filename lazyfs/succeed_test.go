@@ -1,0 +1,188 @@
+package lazyfs
+
+import (
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func newApart(t *testing.T, granted bool) *rig {
+	t.Helper()
+	return newRigWith(t, granted, helperConf{Src: t.TempDir(), Store: t.TempDir(), Apart: true})
+}
+
+// TestReplyLost kills the daemon when an operation has been done at the source and before the kernel knows.
+func TestReplyLost(t *testing.T) {
+	r := newApart(t, true)
+	src := func(n string) string { return filepath.Join(r.src, n) }
+	at := func(n string) string { return filepath.Join(r.mnt, n) }
+	for _, n := range []string{"seen", "old", "gone", "read", "log", "cut"} {
+		write(t, src(n), "contents of "+n)
+	}
+	must(t, os.Mkdir(src("emptied"), 0o755))
+	log, err := os.OpenFile(at("log"), os.O_WRONLY|os.O_APPEND, 0)
+	must(t, err)
+	defer log.Close()
+	for _, c := range []struct {
+		op string
+		do func() error
+	}{
+		{"lookup", func() error { _, err := os.Lstat(at("seen")); return err }},
+		{"write", func() error { _, err := log.WriteString("+once"); return err }},
+		{"fsync", log.Sync},
+		{"rename", func() error {
+			return unix.Renameat2(unix.AT_FDCWD, at("old"), unix.AT_FDCWD, at("new"), unix.RENAME_NOREPLACE)
+		}},
+		{"create", func() error {
+			f, err := os.OpenFile(at("made"), os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+			if err == nil {
+				err = f.Close()
+			}
+			return err
+		}},
+		{"mkdir", func() error { return os.Mkdir(at("dir"), 0o755) }},
+		{"symlink", func() error { return os.Symlink("seen", at("sym")) }},
+		{"link", func() error { return os.Link(at("seen"), at("linked")) }},
+		{"unlink", func() error { return unix.Unlink(at("gone")) }},
+		{"rmdir", func() error { return unix.Rmdir(at("emptied")) }},
+		{"setattr", func() error { return os.Truncate(at("cut"), 8) }},
+		{"setxattr", func() error { return unix.Setxattr(at("seen"), "user.x", []byte("v"), unix.XATTR_CREATE) }},
+		{"open", func() error { f, err := os.Open(at("read")); defer f.Close(); return err }},
+		{"read", func() error {
+			b, err := os.ReadFile(at("read"))
+			if err == nil && string(b) != "contents of read" {
+				err = fmt.Errorf("read %q", b)
+			}
+			return err
+		}},
+		{"readdir", func() error {
+			ents, err := os.ReadDir(r.mnt)
+			if err == nil && len(ents) != 9 {
+				err = fmt.Errorf("%d names: %v", len(ents), ents)
+			}
+			return err
+		}},
+	} {
+		r.say("park "+c.op, "armed")
+		got := make(chan error, 1)
+		go func() { got <- c.do() }()
+		r.expect("parked")
+		select {
+		case err := <-got:
+			t.Fatalf("%s: %v while nobody has answered", c.op, err)
+		default:
+		}
+		r.say("kill", "killed")
+		select {
+		case err := <-got:
+			if err != nil {
+				t.Errorf("%s: %v", c.op, err)
+			}
+		case <-time.After(2 * time.Minute):
+			t.Fatalf("%s does not end", c.op)
+		}
+	}
+	has(t, src("log"), "contents of log+once")
+	has(t, src("cut"), "contents")
+	if got := names(t, r.src); got != names(t, r.mnt) {
+		t.Errorf("source has %s, mount %s", got, names(t, r.mnt))
+	}
+	deadline := time.Now().Add(2 * time.Minute)
+	for must(t, log.Close()); !strings.Contains(r.say("stats", "nodes"), "handles 0"); { // closing is told in the kernel's own time
+		if time.Now().After(deadline) {
+			t.Fatal("a handle was opened twice: ", r.say("stats", "nodes"))
+		}
+	}
+}
+
+// TestModelKilled is TestModel with a daemon that is killed 100 times, while something is under way or not.
+func TestModelKilled(t *testing.T) {
+	for seed := range uint64(2) {
+		r := newApart(t, true)
+		kills := make(chan struct{})
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range kills {
+				r.say("kill", "killed")
+			}
+		}()
+		model(t, seed+200, r, func(i int) {
+			if i%15 == 0 {
+				kills <- struct{}{}
+			}
+		})
+		close(kills)
+		<-done
+	}
+}
+
+// TestLocalKept: files that exist on the target only, because they had lost their name before the grant, outlive the daemon.
+func TestLocalKept(t *testing.T) {
+	r := newApart(t, false)
+	p := filepath.Join(r.mnt, "ghost")
+	f, err := os.OpenFile(p, os.O_CREATE|os.O_RDWR, 0o640)
+	must(t, err)
+	defer f.Close()
+	g := mustOpen(t, p)
+	_, err = f.WriteString("before")
+	must(t, err)
+	must(t, os.Remove(p))
+	r.grant()
+	check := func(want string, mode os.FileMode) {
+		t.Helper()
+		b := make([]byte, 100)
+		n, _ := f.ReadAt(b, 0) // io.EOF always
+		st, err := f.Stat()
+		must(t, err)
+		if string(b[:n]) != want || st.Mode() != mode || st.Size() != int64(len(want)) {
+			t.Fatalf("%q, %v", b[:n], st.Mode())
+		}
+	}
+	check("before", 0o640)
+	r.say("kill", "killed")
+	check("before", 0o640)
+	_, err = f.WriteString(" after")
+	must(t, err)
+	must(t, f.Chmod(0o600))
+	must(t, unix.Fsetxattr(int(f.Fd()), "user.x", []byte("v"), unix.XATTR_CREATE))
+	must(t, g.Close())
+	r.say("kill", "killed")
+	check("before after", 0o600)
+	x := make([]byte, 10)
+	if n, err := unix.Fgetxattr(int(f.Fd()), "user.x", x); err != nil || string(x[:n]) != "v" {
+		t.Errorf("attribute %q, %v", x[:max(n, 0)], err)
+	}
+	wantErr(t, "setxattr", unix.Fsetxattr(int(f.Fd()), "user.x", []byte("v"), unix.XATTR_CREATE), unix.EEXIST)
+	if s := r.say("stats", "nodes"); !strings.HasSuffix(s, "kept data-1 node-1 state") {
+		t.Errorf("%s", s)
+	}
+	must(t, f.Close())
+	for deadline := time.Now().Add(2 * time.Minute); ; {
+		must(t, unix.Mount("", r.mnt, "", unix.MS_REMOUNT, "")) // the kernel forgets
+		if s := r.say("stats", "nodes"); strings.HasSuffix(s, "kept state") {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(s)
+		}
+	}
+}
+
+// TestResendKnown: only kernels that say so send requests again.
+func TestResendKnown(t *testing.T) {
+	b := make([]byte, 104)
+	binary.NativeEndian.PutUint32(b[56:], 1<<7)
+	if canResend(b) || canResend(nil) {
+		t.Error("without FUSE_INIT_EXT")
+	}
+	binary.NativeEndian.PutUint32(b[52:], 1<<30)
+	if !canResend(b) {
+		t.Error("FUSE_HAS_RESEND is not seen")
+	}
+}

@@ -1,0 +1,36 @@
+// Package detach moves a running process tree from one file system to local files, in one switch.
+//
+// Before it, every file that the tree uses is on a file system which is to go away (lazyfs, named by its device number); after it, no
+// descriptor, mapping, executable, directory, lock, watch, socket or mount of the tree refers to that one any more.
+//
+// # The switch
+//
+//	stop      every thread is seized and interrupted (ptrace), until no new one shows
+//	survey    what refers to the old file system? anything that can't be moved ends it here
+//	settle    the caller brings the last bytes over and names the local file of each inode
+//	mount     the new root and its binds, over the old root; /proc, /dev, /sys … moved there
+//	open      each open file description once, with the flags, offset, flock and OFD locks of the old one
+//	prepare   in each process: descriptors received at free numbers, mappings made at free addresses, modified private
+//	          pages copied there, directories entered, sockets listening. All of it can be undone
+//	pivot     the new root becomes the root: from here it is finished, not undone
+//	commit    in each process: mremap over the old mappings, dup3 over the old descriptors, executable, POSIX locks, epoll
+//	release   registers, masks and signals as they were; the old root is unmounted
+//
+// Whatever fails before the pivot leaves the tree as it was.
+//
+// # System calls in a tracee
+//
+// A thread of each process runs a table of system calls: code and table are mapped into it for the time being (inject.go), so
+// that hundreds of calls take one stop. Whatever needs privileges that the process does not have is done here and passed by
+// SCM_RIGHTS; seccomp filters are suspended for the time being (PTRACE_O_SUSPEND_SECCOMP). What a system call that was interrupted
+// returns is left to the kernel: its registers come back as they were, and it restarts.
+//
+// # Trust boundary
+//
+// The tree may be hostile: what is read from its memory is only its own bytes and numbers of its own descriptors. Paths come from
+// the caller and are resolved below the new root.
+//
+// # Locks
+//
+// None: Switch runs on one thread, as ptrace wants it, and a second one (fsthread.go) that lives in the tree's mount namespace.
+package detach
