@@ -19,10 +19,10 @@ const module = "github.com/lazymig/lazymig"
 var layers = [][]string{
 	{"cmd/lazymig", "cmd/lazymig-demo", "cmd/lazymig-bench", "e2e", "bench", "setup/install"},
 	{"migrate"},
-	{"dump", "restore", "lazyfs/store"},
+	{"dump", "restore"},
 	{"lazyfs", "pagesrv", "remotefs", "preflight", "restore/memory", "restore/detach", "lab"},
 	{"images", "keys", "internal/criu", "internal/kerneltest"},
-	{"setup", "wire", "internal/fdpass", "internal/urgent"},
+	{"setup", "wire", "internal/fdpass", "internal/urgent", "internal/lograte"},
 }
 
 // beside are imports within a layer that are meant.

@@ -36,7 +36,6 @@ type fsys struct {
 	clock   changeClock // all changes at the source
 	xclock  changeClock // those of extended attributes
 	bare    bareSet
-	watch   watching
 	waiting atomic.Int32 // operations that a lost source holds up
 
 	dirMu   sync.Mutex
@@ -144,7 +143,6 @@ func (f *fsys) Forget(node, n uint64) {
 		return
 	}
 	f.bare.drop(node)
-	f.watch.forgot(node)
 	f.forget(node, n)
 }
 

@@ -3,7 +3,6 @@ package migrate
 import (
 	"context"
 	"crypto/subtle"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,15 +29,16 @@ type AgentOptions struct {
 }
 
 const (
-	maxPending   = 256 // connections that have not said yet what they want
-	preambleTime = 10 * time.Second
+	maxPending    = 256             // connections whose peers are not known yet
+	agentPatience = 5 * time.Second // for a preamble, for a handshake, and for each message before a migration: a right peer sends pings
 )
 
 // Agent is the target's side: it accepts connections and runs one Target a migration.
 type Agent struct {
-	opt  AgentOptions
-	keys *keys.Keys
-	ln   net.Listener
+	opt      AgentOptions
+	keys     *keys.Keys
+	ln       net.Listener
+	patience time.Duration
 
 	mu      sync.Mutex
 	targets map[wire.ID]*Target
@@ -60,7 +60,7 @@ func NewAgent(opt AgentOptions) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for migrations: %w", err)
 	}
-	return &Agent{opt: opt, keys: k, ln: ln, targets: map[wire.ID]*Target{}}, nil
+	return &Agent{opt: opt, keys: k, ln: ln, patience: agentPatience, targets: map[wire.ID]*Target{}}, nil
 }
 
 // Addr is where it listens.
@@ -72,7 +72,7 @@ func (a *Agent) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { a.ln.Close() })
 	defer stop()
 	a.wg.Go(func() { a.sweep(ctx) })
-	pending := make(chan struct{}, maxPending)
+	lobby := &wire.Lobby{Max: maxPending}
 	var err error
 	for {
 		var nc net.Conn
@@ -92,10 +92,10 @@ func (a *Agent) Serve(ctx context.Context) error {
 			}
 			continue
 		}
-		pending <- struct{}{}
+		leave := lobby.Enter(nc)
 		a.wg.Go(func() {
-			defer func() { <-pending }()
-			a.route(ctx, nc.(*net.TCPConn))
+			defer leave()
+			a.route(ctx, nc.(*net.TCPConn), leave)
 		})
 	}
 	a.mu.Lock()
@@ -112,10 +112,10 @@ func (a *Agent) Serve(ctx context.Context) error {
 	return err
 }
 
-// route reads the preamble and hands the connection to whoever serves its lane.
-func (a *Agent) route(ctx context.Context, nc *net.TCPConn) {
+// route reads the preamble and hands the connection to whoever serves its lane. known is to be called when the peer has shown its certificate.
+func (a *Agent) route(ctx context.Context, nc *net.TCPConn, known func()) {
 	log := a.opt.Log.With("peer", nc.RemoteAddr().String())
-	_ = nc.SetDeadline(time.Now().Add(preambleTime))
+	_ = nc.SetDeadline(time.Now().Add(a.patience))
 	p, err := wire.ReadPreamble(nc)
 	if err != nil {
 		log.Warn("connection refused", "err", err)
@@ -127,7 +127,7 @@ func (a *Agent) route(ctx context.Context, nc *net.TCPConn) {
 		log.Warn("connection", "err", err)
 	}
 	if p.Lane == wire.LaneControl {
-		a.control(ctx, nc, p.ID, log)
+		a.control(ctx, nc, p.ID, known, log)
 		return
 	}
 	defer nc.Close()
@@ -159,19 +159,25 @@ func (a *Agent) drop(t *Target) {
 }
 
 // control serves one control connection: a question about this host, a new migration, or one that goes on.
-func (a *Agent) control(ctx context.Context, nc net.Conn, id wire.ID, log *slog.Logger) {
-	c, tc, err := accept(nc, a.keys.Server(a.opt.Allow...), wire.Hello{Lane: wire.LaneControl, ID: id})
+func (a *Agent) control(ctx context.Context, nc net.Conn, id wire.ID, known func(), log *slog.Logger) {
+	c, tc, err := acceptWithin(a.patience, nc, a.keys.Server(a.opt.Allow...), wire.Hello{Lane: wire.LaneControl, ID: id})
 	if err != nil {
 		log.Warn("control connection refused", "err", err)
 		nc.Close()
 		return
 	}
 	defer c.Close()
+	known()
 	peer := keys.Names(tc.ConnectionState().PeerCertificates[0])
-	log = log.With("names", peer)
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
+	a.converse(ctx, c, id, peer, log.With("names", peer))
+}
+
+// converse answers what comes before a migration, until one begins or goes on, or the peer is silent.
+func (a *Agent) converse(ctx context.Context, c *wire.Conn, id wire.ID, peer []string, log *slog.Logger) {
 	for {
+		_ = c.SetDeadline(time.Now().Add(a.patience)) // fails only when closed, and then so does the read
 		h, p, err := c.Recv()
 		if err != nil {
 			return
@@ -184,9 +190,11 @@ func (a *Agent) control(ctx context.Context, nc net.Conn, id wire.ID, log *slog.
 		case wire.MsgCheck:
 			err = c.Send(wire.MsgCheckAns, 0, h.ID, encode(a.facts(ctx)))
 		case wire.MsgPrepare:
+			_ = c.SetDeadline(time.Time{}) // the session sets its own
 			a.begin(ctx, c, id, peer, p, log)
 			return
 		case wire.MsgState:
+			_ = c.SetDeadline(time.Time{}) // as above
 			a.goOn(c, id, p, log)
 			return
 		case wire.MsgAbort: // before anything was begun
@@ -246,7 +254,7 @@ func (a *Agent) begin(ctx context.Context, c *wire.Conn, id wire.ID, peer []stri
 func (a *Agent) goOn(c *wire.Conn, id wire.ID, p []byte, log *slog.Logger) {
 	t := a.target(id)
 	var m stateMsg
-	if err := json.Unmarshal(p, &m); err != nil || t == nil {
+	if err := decode(p, &m); err != nil || t == nil {
 		s := stateMsg{Note: "this agent has no such migration"}
 		if known, err := List(a.opt.StateDir); err == nil {
 			for _, k := range known {

@@ -32,7 +32,7 @@ func tellAborted(d *dialer, cause error, log *slog.Logger) {
 		}
 		if err == nil {
 			again := newSession(c, nil)
-			err = again.send(wire.MsgState, stateMsg{State: Aborted, Note: cause.Error(), Token: d.token})
+			err = again.send(wire.MsgState, stateMsg{State: Aborted, Note: trim(cause.Error()), Token: d.token})
 			ok := err == nil && heard(again)
 			again.close()
 			if ok {

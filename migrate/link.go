@@ -75,7 +75,11 @@ func (d *dialer) greet(ctx context.Context, nc net.Conn, cfg *tls.Config, lane w
 
 // accept is the other end of greet, for the process that serves the lane; the preamble has been read.
 func accept(nc net.Conn, cfg *tls.Config, mine wire.Hello) (*wire.Conn, *tls.Conn, error) {
-	_ = nc.SetDeadline(time.Now().Add(helloTimeout))
+	return acceptWithin(helloTimeout, nc, cfg, mine)
+}
+
+func acceptWithin(limit time.Duration, nc net.Conn, cfg *tls.Config, mine wire.Hello) (*wire.Conn, *tls.Conn, error) {
+	_ = nc.SetDeadline(time.Now().Add(limit))
 	tc := tls.Server(wire.Buffer(nc), cfg)
 	c := wire.NewConn(tc)
 	if err := tc.Handshake(); err != nil {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"regexp"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lazymig/lazymig/preflight"
 	"github.com/lazymig/lazymig/restore/memory"
 	"github.com/lazymig/lazymig/wire"
@@ -16,6 +18,11 @@ const (
 	maxImages     = 100_000
 	maxImageBytes = 8 << 30
 	maxTasks      = 10_000
+	maxThreads    = 1 << 20
+	maxWord       = 255
+	maxNote       = 4096
+	maxLanes      = 16
+	maxCPUs       = 1 << 16
 )
 
 // prepareMsg tells the target what is to come.
@@ -34,7 +41,15 @@ type prepareMsg struct {
 }
 
 func (m *prepareMsg) check() error {
-	if len(m.PIDs) == 0 || len(m.PIDs) > 1<<20 {
+	for _, s := range []string{m.Host, m.HostName, m.MemoryMax, m.CPUMax, m.PidsMax, m.Comm} { // they go to files, records and logs
+		if len(s) > maxWord {
+			return fmt.Errorf("%d bytes where a word is expected", len(s))
+		}
+	}
+	if len(m.Stdio) > unix.PathMax {
+		return fmt.Errorf("a path of %d bytes", len(m.Stdio))
+	}
+	if len(m.PIDs) == 0 || len(m.PIDs) > maxThreads {
 		return fmt.Errorf("a tree of %d threads", len(m.PIDs))
 	}
 	for _, p := range m.PIDs {
@@ -59,6 +74,14 @@ type restoreMsg struct {
 func (m *restoreMsg) check() error {
 	if len(m.Tasks) == 0 || len(m.Tasks) > maxTasks {
 		return fmt.Errorf("%d tasks", len(m.Tasks))
+	}
+	if len(m.Fixups) > maxThreads {
+		return fmt.Errorf("%d fixups", len(m.Fixups))
+	}
+	for _, f := range m.Fixups {
+		if f.TID < 1 || len(f.Affinity) > maxCPUs/64 {
+			return fmt.Errorf("fixup of thread %d with %d words of CPUs", f.TID, len(f.Affinity))
+		}
 	}
 	if len(m.Stdio) > maxStdio {
 		return fmt.Errorf("%d standard streams", len(m.Stdio))
@@ -119,6 +142,23 @@ type stateMsg struct {
 	Note  string     `json:"note,omitempty"`
 	Token wire.Token `json:"token,omitzero"` // the source's: only who began a migration goes on with it
 }
+
+func (m *stateMsg) check() error {
+	if len(m.State) > maxWord || len(m.Note) > maxNote {
+		return fmt.Errorf("state of %d bytes, note of %d", len(m.State), len(m.Note))
+	}
+	return nil
+}
+
+func (m *dialMsg) check() error {
+	if len(m.Lanes) > maxLanes {
+		return fmt.Errorf("%d lanes", len(m.Lanes))
+	}
+	return nil
+}
+
+// trim bounds a text for people that goes into a message or a record.
+func trim(note string) string { return note[:min(len(note), maxNote)] }
 
 func encode(v any) []byte {
 	b, err := json.Marshal(v)

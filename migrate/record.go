@@ -112,7 +112,7 @@ func (r *Record) Enter(s State, note string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e := r.last
-	e.State, e.Note = s, note
+	e.State, e.Note = s, trim(note)
 	return r.append(e)
 }
 

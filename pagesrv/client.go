@@ -92,6 +92,13 @@ func (c *Client) Attach(kind wire.Lane, conn *wire.Conn) {
 	}
 }
 
+// Attached says that the lane has a connection; when that ends, Lost is called.
+func (c *Client) Attached(kind wire.Lane) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lanes[kind] != nil
+}
+
 // Fetch asks for pages; the answer's data bytes go straight to dst, which belongs to the client until done is called.
 // It doesn't wait for the answer. If it fails, done is not called; else done is called once, on the lane's reader, maybe before Fetch returns.
 // done must not wait for other answers, nor call Close.

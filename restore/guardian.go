@@ -14,6 +14,7 @@ import (
 
 	"github.com/lazymig/lazymig/internal/criu"
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/lograte"
 )
 
 // Stages of the guardian: its os.Args[2].
@@ -98,13 +99,12 @@ func treePIDs() (pids []int32, most int, err error) {
 
 // guardian is stage 2.
 type guardian struct {
-	log    *slog.Logger
-	ctl    *fdpass.Socket
-	cfg    startConfig
-	dirs   capsuleDirs
-	procs  *os.File // cgroup.procs of the tree's cgroup
-	hub    *hub
-	holder int32 // PID, see holder.go
+	log   *slog.Logger
+	ctl   *fdpass.Socket
+	cfg   startConfig
+	dirs  capsuleDirs
+	procs *os.File // cgroup.procs of the tree's cgroup
+	hub   *hub
 
 	covered bool         // /run, see warm.go; start's, then the restore's
 	warm    *criu.Worker // may be nil
@@ -133,11 +133,10 @@ func guardianServe() error {
 		return err
 	}
 	unix.Close(pidsFD)
-	holder := holderPID(pids, most)
-	if err := startHolder(holder); err != nil {
+	if err := startHolder(holderPID(pids, most)); err != nil {
 		return err
 	}
-	g := &guardian{ctl: ctl, holder: holder, kept: map[uint32]*os.File{}, log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("process", "guardian")}
+	g := &guardian{ctl: ctl, kept: map[uint32]*os.File{}, log: slog.New(lograte.New(slog.NewTextHandler(os.Stderr, nil))).With("process", "guardian")}
 	g.hub = newHub(g.log, g.event)
 	return g.serve()
 }
@@ -186,8 +185,6 @@ func (g *guardian) handle(m message, files []*os.File) {
 		g.answer(m, g.hub.attach(files[0]), nil)
 	case opKeep, opDrop:
 		g.answer(m, g.keep(m, files), nil)
-	case opLeave:
-		g.leave(m)
 	default:
 		fdpass.CloseAll(files)
 		g.answer(m, fmt.Errorf("%w: %q", errMessage, m.Op), nil)
@@ -218,7 +215,7 @@ func (g *guardian) start(m message, files []*os.File) error {
 		return fmt.Errorf("decode configuration: %w", err)
 	}
 	if g.cfg.Debug {
-		g.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("process", "guardian")
+		g.log = slog.New(lograte.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))).With("process", "guardian")
 		g.hub.log = g.log
 	}
 	want := 2

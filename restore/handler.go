@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/lograte"
 	"github.com/lazymig/lazymig/internal/urgent"
 	"github.com/lazymig/lazymig/keys"
 	"github.com/lazymig/lazymig/pagesrv"
@@ -33,7 +34,8 @@ type handlerConfig struct {
 
 const (
 	guardianFD       = 4
-	handshakeTimeout = 15 * time.Second
+	handshakeTimeout = 5 * time.Second
+	maxGreetings     = 16 // handshakes at a time
 	// lostPause keeps a peer that fails each handshake from being asked in a tight loop.
 	lostPause = 250 * time.Millisecond
 )
@@ -48,6 +50,7 @@ type handler struct {
 	mem    []byte
 	client *pagesrv.Client
 	lanes  map[wire.Lane]*laneQueue
+	lobby  wire.Lobby
 }
 
 // HandlerMain is the hidden subcommand HandlerArg. It never returns.
@@ -62,7 +65,7 @@ func HandlerMain() {
 
 func handlerMain() error {
 	urgent.Share()
-	h := &handler{log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("process", "handler")}
+	h := &handler{log: slog.New(lograte.New(slog.NewTextHandler(os.Stderr, nil))).With("process", "handler"), lobby: wire.Lobby{Max: maxGreetings}}
 	for fd, s := range map[int]**fdpass.Socket{controlFD: &h.ctl, guardianFD: &h.link} {
 		unix.CloseOnExec(fd)
 		var err error
@@ -83,7 +86,7 @@ func handlerMain() error {
 		return fmt.Errorf("decode configuration: %w", err)
 	}
 	if h.cfg.Debug {
-		h.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("process", "handler")
+		h.log = slog.New(lograte.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))).With("process", "handler")
 	}
 	if h.keys, err = keys.Load(h.cfg.TLSDir); err != nil {
 		return err
@@ -246,9 +249,15 @@ func (h *handler) greet(lane wire.Lane, f *os.File) {
 			h.log.Warn("lane", "lane", lane, "err", err)
 		}
 	}
+	leave := h.lobby.Enter(nc)
 	c, err := h.hello(lane, nc)
+	leave()
 	if err != nil {
 		nc.Close()
+		if h.client.Attached(lane) { // somebody's attempt; the lane is up, and its end will be told
+			h.log.Info("connection refused", "lane", lane, "err", err)
+			return
+		}
 		h.lost(lane, err)
 		return
 	}

@@ -3,7 +3,9 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"syscall"
+	"unicode"
 )
 
 // Error is a failure told by the peer: its words, and the errno if there was one.
@@ -43,10 +45,18 @@ func ParseError(b []byte) error {
 	if err := d.End(); err != nil {
 		return fmt.Errorf("decode error of peer: %w", err)
 	}
+	e.Text = strings.Map(printable, e.Text) // it may go to a terminal
 	if e.Errno > 4095 {
 		e.Errno = syscall.EIO
 	}
 	return e
+}
+
+func printable(r rune) rune {
+	if r == '\n' || unicode.IsPrint(r) {
+		return r
+	}
+	return '?'
 }
 
 // ErrnoOf is the errno inside err, or 0.

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/lazymig/lazymig/dump"
+	"github.com/lazymig/lazymig/internal/lograte"
 	"github.com/lazymig/lazymig/lab"
 	"github.com/lazymig/lazymig/migrate"
 	"github.com/lazymig/lazymig/restore"
@@ -121,9 +122,9 @@ func logger(debug, json bool) *slog.Logger {
 		o.Level = slog.LevelDebug
 	}
 	if json {
-		return slog.New(slog.NewJSONHandler(os.Stderr, o))
+		return slog.New(lograte.New(slog.NewJSONHandler(os.Stderr, o)))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, o))
+	return slog.New(lograte.New(slog.NewTextHandler(os.Stderr, o)))
 }
 
 // Flags that several commands have.
