@@ -19,7 +19,7 @@ const module = "github.com/lazymig/lazymig"
 var layers = [][]string{
 	{"cmd/lazymig", "cmd/lazymig-demo", "cmd/lazymig-bench", "e2e", "bench", "setup/install"},
 	{"migrate"},
-	{"dump", "restore"},
+	{"dump", "restore", "lazyfs/store"},
 	{"lazyfs", "pagesrv", "remotefs", "preflight", "restore/memory", "restore/detach", "lab"},
 	{"images", "keys", "internal/criu", "internal/kerneltest"},
 	{"setup", "wire", "internal/fdpass", "internal/urgent", "internal/lograte"},

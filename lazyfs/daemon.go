@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
@@ -54,6 +55,7 @@ type Daemon struct {
 
 	begun chan struct{} // INIT has been answered
 	init  []byte        // that request; once begun is closed
+	busy  atomic.Int32
 
 	mu  sync.Mutex
 	err error
@@ -262,7 +264,9 @@ func (d *Daemon) answer(in []byte) {
 	if out == nil {
 		out = make([]byte, need)
 	}
+	d.busy.Add(1)
 	n, _ := d.ps.HandleRequest([][]byte{in}, [][]byte{out})
+	d.busy.Add(-1)
 	defer d.fs.remote.Settled(binary.NativeEndian.Uint64(in[8:]) &^ uniqueResend) // after the kernel has the answer
 	if n == 0 {
 		return
@@ -271,6 +275,9 @@ func (d *Daemon) answer(in []byte) {
 		d.log.Warn("answer kernel", "opcode", binary.NativeEndian.Uint32(in[4:]), "err", err)
 	}
 }
+
+// Busy says that an operation is at work.
+func (d *Daemon) Busy() bool { return d.busy.Load() > 0 }
 
 // Wait waits until the mount or the daemon has ended and tells why, nil if by unmount or Close.
 func (d *Daemon) Wait() error {

@@ -36,6 +36,7 @@ type fsys struct {
 	clock   changeClock // all changes at the source
 	xclock  changeClock // those of extended attributes
 	bare    bareSet
+	watch   watching
 	waiting atomic.Int32 // operations that a lost source holds up
 
 	dirMu   sync.Mutex
@@ -143,6 +144,7 @@ func (f *fsys) Forget(node, n uint64) {
 		return
 	}
 	f.bare.drop(node)
+	f.watch.forgot(node)
 	f.forget(node, n)
 }
 

@@ -57,6 +57,10 @@ func (f *fsys) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut)
 	f.clock.begin()
 	defer f.clock.end()
 	a, err := f.remote.SetAttr(f.ctx, caller(&in.InHeader), in.NodeId, s)
+	if s.Valid&wire.FileSetSize != 0 {
+		f.watch.wrote(in.NodeId, s.Size, noEnd)
+	}
+	f.watch.changed(in.NodeId)
 	return f.attr(&a, err, out)
 }
 
@@ -125,6 +129,7 @@ func (f *fsys) SetXAttr(_ <-chan struct{}, in *fuse.SetXAttrIn, name string, v [
 	f.xclock.begin()
 	defer f.xclock.end()
 	f.bare.drop(in.NodeId)
+	defer f.watch.changed(in.NodeId)
 	kill := in.SetXAttrFlags&fuse.SETXATTR_ACL_KILL_SGID != 0
 	return f.status(f.remote.SetXattr(f.ctx, caller(&in.InHeader), in.NodeId, name, v, in.Flags, kill))
 }
@@ -135,6 +140,7 @@ func (f *fsys) RemoveXAttr(_ <-chan struct{}, h *fuse.InHeader, name string) fus
 	}
 	f.clock.begin()
 	defer f.clock.end()
+	defer f.watch.changed(h.NodeId)
 	return f.status(f.remote.RemoveXattr(f.ctx, caller(h), h.NodeId, name))
 }
 

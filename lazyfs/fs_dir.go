@@ -38,6 +38,7 @@ func (f *fsys) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 		if h, err = f.remote.OpenDir(f.ctx, caller(&in.InHeader), in.NodeId); err != nil {
 			return f.status(err)
 		}
+		f.watch.opened(in.NodeId, false)
 	}
 	f.dirMu.Lock()
 	defer f.dirMu.Unlock()
@@ -76,6 +77,7 @@ func (f *fsys) ReleaseDir(in *fuse.ReleaseIn) {
 		f.dropList(d)
 	}
 	if !isLocal(in.NodeId) {
+		f.watch.closed(in.NodeId, false)
 		f.remote.Release(in.NodeId, in.Fh)
 	}
 }

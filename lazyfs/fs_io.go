@@ -4,6 +4,7 @@ import (
 	"syscall"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
+	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/wire"
 )
@@ -17,8 +18,17 @@ func (f *fsys) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 	}
 	h, err := f.remote.Open(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags)
 	out.Fh, out.OpenFlags = h, fuse.FOPEN_KEEP_CACHE
+	if err == nil {
+		f.watch.opened(in.NodeId, writes(in.Flags))
+	}
 	return f.status(err)
 }
+
+// writes says whether open flags allow writing.
+func writes(flags uint32) bool { return flags&syscall.O_ACCMODE != syscall.O_RDONLY }
+
+// noEnd is the end of a range that goes up to the end of the file.
+const noEnd = 1<<63 - 1
 
 func (f *fsys) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
 	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
@@ -40,6 +50,11 @@ func (f *fsys) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fu
 	quiet := f.xclock.quiet()
 	h, e, err := f.remote.Create(f.ctx, caller(&in.InHeader), in.NodeId, name, in.Flags, in.Mode, in.Umask)
 	out.Fh = h
+	f.watch.named(in.NodeId, name)
+	if err == nil {
+		f.watch.wrote(e.Node, 0, noEnd) // it may have been there, and was truncated
+		f.watch.opened(e.Node, writes(in.Flags))
+	}
 	return f.made(&e, err, &out.EntryOut, quiet)
 }
 
@@ -62,6 +77,9 @@ func (f *fsys) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut
 	quiet := f.xclock.quiet()
 	h, e, err := f.remote.Tmpfile(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags, in.Mode, in.Umask)
 	out.Fh = h
+	if err == nil {
+		f.watch.opened(e.Node, writes(in.Flags))
+	}
 	return f.made(&e, err, &out.EntryOut, quiet)
 }
 
@@ -98,6 +116,11 @@ func (f *fsys) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, 
 	f.clock.begin()
 	defer f.clock.end()
 	n, err := f.remote.Write(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.Offset, flags, data)
+	end := in.Offset + uint64(len(data))
+	if flags&wire.FileWriteAppend != 0 {
+		end = noEnd
+	}
+	f.watch.wrote(in.NodeId, in.Offset, end)
 	return uint32(n), f.status(err)
 }
 
@@ -106,6 +129,7 @@ func (f *fsys) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		f.ov.release(number(&in.InHeader), in.NodeId)
 		return
 	}
+	f.watch.closed(in.NodeId, writes(in.Flags))
 	f.remote.Release(in.NodeId, in.Fh)
 }
 
@@ -125,6 +149,11 @@ func (f *fsys) Fallocate(_ <-chan struct{}, in *fuse.FallocateIn) fuse.Status {
 	}
 	f.clock.begin()
 	defer f.clock.end()
+	end := in.Offset + in.Length
+	if in.Mode&(unix.FALLOC_FL_COLLAPSE_RANGE|unix.FALLOC_FL_INSERT_RANGE) != 0 {
+		end = noEnd
+	}
+	defer f.watch.wrote(in.NodeId, in.Offset, end)
 	return f.status(f.remote.Fallocate(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.Mode, int64(in.Offset), int64(in.Length)))
 }
 
@@ -148,5 +177,6 @@ func (f *fsys) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint3
 	f.clock.begin()
 	defer f.clock.end()
 	n, err := f.remote.CopyRange(f.ctx, caller(&in.InHeader), in.NodeId, in.FhIn, int64(in.OffIn), in.NodeIdOut, in.FhOut, int64(in.OffOut), in.Len)
+	f.watch.wrote(in.NodeIdOut, in.OffOut, in.OffOut+in.Len)
 	return n, f.status(err)
 }

@@ -76,6 +76,7 @@ func (f *fsys) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse
 	f.clock.begin()
 	defer f.clock.end()
 	quiet := f.xclock.quiet()
+	defer f.watch.named(in.NodeId, name)
 	e, err := f.remote.Mknod(f.ctx, caller(&in.InHeader), in.NodeId, name, in.Mode, in.Umask, in.Rdev)
 	return f.made(&e, err, out, quiet)
 }
@@ -92,6 +93,7 @@ func (f *fsys) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse
 	f.clock.begin()
 	defer f.clock.end()
 	quiet := f.xclock.quiet()
+	defer f.watch.named(in.NodeId, name)
 	e, err := f.remote.Mkdir(f.ctx, caller(&in.InHeader), in.NodeId, name, in.Mode, in.Umask)
 	return f.made(&e, err, out, quiet)
 }
@@ -108,6 +110,7 @@ func (f *fsys) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string,
 	f.clock.begin()
 	defer f.clock.end()
 	quiet := f.xclock.quiet()
+	defer f.watch.named(h.NodeId, name)
 	e, err := f.remote.Symlink(f.ctx, caller(h), h.NodeId, name, target)
 	return f.made(&e, err, out, quiet)
 }
@@ -131,6 +134,8 @@ func (f *fsys) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.E
 	f.clock.begin()
 	defer f.clock.end()
 	quiet := f.xclock.quiet()
+	defer f.watch.named(in.NodeId, name)
+	defer f.watch.changed(in.Oldnodeid)
 	e, err := f.remote.Link(f.ctx, caller(&in.InHeader), in.Oldnodeid, in.NodeId, name)
 	return f.made(&e, err, out, quiet)
 }
@@ -153,6 +158,7 @@ func (f *fsys) unlink(h *fuse.InHeader, name string, dir bool) fuse.Status {
 	}
 	f.clock.begin()
 	defer f.clock.end()
+	defer f.watch.named(h.NodeId, name)
 	if dir {
 		return f.status(f.remote.Rmdir(f.ctx, caller(h), h.NodeId, name))
 	}
@@ -169,6 +175,8 @@ func (f *fsys) Rename(_ <-chan struct{}, in *fuse.RenameIn, name, name2 string) 
 	}
 	f.clock.begin()
 	defer f.clock.end()
+	defer f.watch.named(in.NodeId, name)
+	defer f.watch.named(in.Newdir, name2)
 	return f.status(f.remote.Rename(f.ctx, caller(&in.InHeader), in.NodeId, name, in.Newdir, name2, in.Flags))
 }
 

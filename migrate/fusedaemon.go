@@ -17,6 +17,7 @@ import (
 	"github.com/lazymig/lazymig/internal/fdpass"
 	"github.com/lazymig/lazymig/keys"
 	"github.com/lazymig/lazymig/lazyfs"
+	"github.com/lazymig/lazymig/lazyfs/store"
 	"github.com/lazymig/lazymig/remotefs"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -42,6 +43,7 @@ type fuseConfig struct {
 type fuseMsg struct {
 	Op     string      `json:"op"` // config (+ /dev/fuse), lane (+ connection), granted; up: ready, granted, lost, failed
 	Config *fuseConfig `json:"config,omitempty"`
+	Store  *storeMsg   `json:"store,omitempty"` // op store: both ways
 	Error  string      `json:"error,omitempty"`
 }
 
@@ -54,6 +56,10 @@ type fuseDaemon struct {
 
 	msgs chan fuseMsg // ready, granted, failed; closed when the daemon is gone
 	done chan struct{}
+
+	mu    sync.Mutex
+	asks  map[uint64]chan storeMsg // questions about the store without an answer
+	asked uint64
 }
 
 // startFuseDaemon starts the daemon on an open /dev/fuse, which somebody else mounts. It serves once it has a lane.
@@ -71,7 +77,8 @@ func startFuseDaemon(exe string, cfg fuseConfig, fuse *os.File, onLost func(), l
 		sock.Close()
 		return nil, fmt.Errorf("start FUSE daemon: %w", err)
 	}
-	d := &fuseDaemon{cmd: cmd, sock: sock, log: log, onLost: onLost, msgs: make(chan fuseMsg, 8), done: make(chan struct{})}
+	d := &fuseDaemon{cmd: cmd, sock: sock, log: log, onLost: onLost, msgs: make(chan fuseMsg, 8), done: make(chan struct{}),
+		asks: map[uint64]chan storeMsg{}}
 	go d.read()
 	if err := d.sock.Send(encode(fuseMsg{Op: "config", Config: &cfg}), fuse); err != nil {
 		d.Close()
@@ -97,6 +104,10 @@ func (d *fuseDaemon) read() {
 		}
 		if m.Op == "lost" {
 			d.onLost()
+			continue
+		}
+		if m.Op == "store" && m.Store != nil {
+			d.storeAnswer(m.Store)
 			continue
 		}
 		d.msgs <- m
@@ -159,6 +170,7 @@ func FuseDaemonMain(log *slog.Logger) error {
 	defer sock.Close()
 	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}) // as many as allowed; more is better, less works
 	p := &fuseProcess{sock: sock, log: log}
+	p.ctx, p.cancel = context.WithCancel(context.Background())
 	defer p.close()
 	buf := make([]byte, fdpass.MaxMessage)
 	for {
@@ -196,6 +208,9 @@ type fuseProcess struct {
 	fuse   *os.File
 	client *remotefs.Client
 	daemon *lazyfs.Daemon
+	store  *store.Store // nil until the agent asks for it
+	ctx    context.Context
+	cancel context.CancelFunc
 
 	connected atomic.Bool // the client has a connection, as far as is known
 	handed    atomic.Bool // the grant has been given: the tree needs this process, whoever dies
@@ -213,6 +228,13 @@ func (p *fuseProcess) handle(m fuseMsg, files []*os.File) (err error) {
 	case m.Op == "granted" && p.daemon != nil:
 		p.handed.Store(true)
 		p.wg.Go(p.granted)
+		return nil
+	case m.Op == "store" && m.Store != nil && p.daemon != nil:
+		s, err := p.startStore()
+		if err != nil {
+			return p.sock.Send(encode(fuseMsg{Op: "store", Store: &storeMsg{Number: m.Store.Number, Error: err.Error()}}))
+		}
+		p.wg.Go(func() { p.answerStore(s, *m.Store) })
 		return nil
 	}
 	fdpass.CloseAll(files)
@@ -286,11 +308,15 @@ func (p *fuseProcess) lost() {
 }
 
 func (p *fuseProcess) close() {
+	p.cancel()
 	if p.client != nil { // first: the daemon waits for calls that wait for a connection
 		p.client.Close()
 	}
 	if p.daemon != nil {
 		_ = p.daemon.Close()
+	}
+	if p.store != nil {
+		_ = p.store.Close()
 	}
 	p.wg.Wait()
 }

@@ -44,5 +44,10 @@ func init() {
 		wire.MsgFileFallocate:   {name: "fallocate", changes: true, once: true, fn: (*Server).opFallocate},
 		wire.MsgFileLseek:       {name: "lseek", fn: (*Server).opLseek},
 		wire.MsgFileCopyRange:   {name: "copy_file_range", changes: true, once: true, fn: (*Server).opCopyRange},
+
+		wire.MsgFileExtents: {name: "extents", fn: (*Server).opExtents},
+		wire.MsgFileSum:     {name: "sum", fn: (*Server).opSum},
+		wire.MsgFileStamps:  {name: "stamps", fn: (*Server).opStamps},
+		wire.MsgFilePath:    {name: "path", fn: (*Server).opPath},
 	}
 }

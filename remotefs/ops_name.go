@@ -45,14 +45,14 @@ func (r *request) dirAndName() (string, error) {
 	return name, inside(r.node)
 }
 
-// walk opens one name below dir, whatever it is, and follows nothing.
-func walk(dir int, name string) (int, error) {
+// walk opens what is below dir, whatever it is, and follows nothing.
+func walk(dir int, rel string) (int, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
 	}
 	for {
-		fd, err := unix.Openat2(dir, name, &how)
+		fd, err := unix.Openat2(dir, rel, &how)
 		if err != unix.EINTR && err != unix.EAGAIN { // EAGAIN: a rename or mount somewhere raced with it
 			return fd, err
 		}

@@ -96,6 +96,19 @@ var operations = map[string]func(e *each) (any, error){
 	"copy_file_range": func(e *each) (any, error) {
 		return e.c.CopyRange(ctx, e.who, e.f.Node, e.h, 0, e.f.Node, e.h, 10, 2)
 	},
+	"extents": func(e *each) (any, error) {
+		l, upTo, err := e.c.Extents(ctx, e.f.Node, e.h, 0, 100)
+		return fmt.Sprint(l, upTo), err
+	},
+	"sum": func(e *each) (any, error) {
+		sum, a, _, err := e.c.Sum(ctx, e.f.Node, e.h, 0, 100)
+		return fmt.Sprint(sum, a.Size), err
+	},
+	"stamps": func(e *each) (any, error) {
+		l, err := e.c.Stamps(ctx, []uint64{e.f.Node, e.d.Node})
+		return len(l), err
+	},
+	"path":    func(e *each) (any, error) { return e.c.Path(ctx, e.d.Node) },
 	"forget":  func(e *each) (any, error) { e.c.Forget([]wire.FileForget{{Node: e.d.Node, Count: 1}}); return nil, nil },
 	"release": func(e *each) (any, error) { e.c.Release(e.f.Node, e.h); return nil, nil },
 }

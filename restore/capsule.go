@@ -62,6 +62,7 @@ type Capsule struct {
 	groups  *cgroups
 	work    []string // directories to remove
 	events  *eventQueue
+	silent  chan struct{} // closed when the guardian's socket is
 	dead    chan struct{} // closed when the guardian has been reaped
 	readers sync.WaitGroup
 
@@ -71,6 +72,7 @@ type Capsule struct {
 	early   *answer // to a call that has not been made yet
 	handler *Handler
 	killing bool
+	leaving bool // the guardian becomes another program, which does not talk
 	closed  bool
 }
 
@@ -106,7 +108,7 @@ func Start(ctx context.Context, o Options) (*Capsule, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make capsule: %w", err)
 	}
-	c := &Capsule{o: o, log: o.Log, calls: make(map[uint64]chan answer), events: newEventQueue(), dead: make(chan struct{})}
+	c := &Capsule{o: o, log: o.Log, calls: make(map[uint64]chan answer), events: newEventQueue(), silent: make(chan struct{}), dead: make(chan struct{})}
 	if err := c.start(ctx, prefix); err != nil {
 		if cerr := c.Close(); cerr != nil {
 			c.log.Error("undo capsule", "err", cerr)

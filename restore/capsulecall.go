@@ -65,9 +65,15 @@ func (c *Capsule) read() {
 			c.log.Error("guardian", "err", errMessage, "op", m.Op)
 		}
 	}
+	close(c.silent)
+	c.mu.Lock()
+	leaving := c.leaving
+	c.mu.Unlock()
 	// Its socket is closed, so it is about to end; make sure of it before anybody waits for ever.
-	if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		c.log.Error("kill guardian", "err", err)
+	if !leaving {
+		if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			c.log.Error("kill guardian", "err", err)
+		}
 	}
 	if err := c.cmd.Wait(); err != nil {
 		c.log.Debug("guardian ended", "how", err)

@@ -24,6 +24,7 @@ const (
 	opAttach   = "attach"   // agent → guardian; descriptor: a handler's socket
 	opKeep     = "keep"     // agent → guardian: keptName; descriptor
 	opDrop     = "drop"     // agent → guardian: keptName
+	opLeave    = "leave"    // agent → guardian: all is here; after the answer PID 1 is another program
 	opAnswer   = "answer"   // guardian → agent
 	opEvent    = "event"    // guardian → agent
 	opConfig   = "config"   // agent → handler: handlerConfig

@@ -19,6 +19,7 @@
 //	Finish         after the grant: criu goes on to its last step before the first instruction
 //	Release        lets go; the guardian no longer ends with the agent
 //	StartDrain     large regions are surveyed, then all pages are pushed; event Drained
+//	Leave          the tree needs nobody any more: the guardian becomes a bare init (bareinit.go), the handler ends
 //	Kill, Close    the tree first, then the guardian
 //
 // # Why the tree is killed before its guardian

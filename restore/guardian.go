@@ -99,12 +99,13 @@ func treePIDs() (pids []int32, most int, err error) {
 
 // guardian is stage 2.
 type guardian struct {
-	log   *slog.Logger
-	ctl   *fdpass.Socket
-	cfg   startConfig
-	dirs  capsuleDirs
-	procs *os.File // cgroup.procs of the tree's cgroup
-	hub   *hub
+	log    *slog.Logger
+	ctl    *fdpass.Socket
+	cfg    startConfig
+	dirs   capsuleDirs
+	procs  *os.File // cgroup.procs of the tree's cgroup
+	hub    *hub
+	holder int32 // PID, see holder.go
 
 	covered bool         // /run, see warm.go; start's, then the restore's
 	warm    *criu.Worker // may be nil
@@ -133,10 +134,12 @@ func guardianServe() error {
 		return err
 	}
 	unix.Close(pidsFD)
-	if err := startHolder(holderPID(pids, most)); err != nil {
+	holder := holderPID(pids, most)
+	if err := startHolder(holder); err != nil {
 		return err
 	}
-	g := &guardian{ctl: ctl, kept: map[uint32]*os.File{}, log: slog.New(lograte.New(slog.NewTextHandler(os.Stderr, nil))).With("process", "guardian")}
+	log := slog.New(lograte.New(slog.NewTextHandler(os.Stderr, nil))).With("process", "guardian")
+	g := &guardian{ctl: ctl, holder: holder, kept: map[uint32]*os.File{}, log: log}
 	g.hub = newHub(g.log, g.event)
 	return g.serve()
 }
@@ -185,6 +188,8 @@ func (g *guardian) handle(m message, files []*os.File) {
 		g.answer(m, g.hub.attach(files[0]), nil)
 	case opKeep, opDrop:
 		g.answer(m, g.keep(m, files), nil)
+	case opLeave:
+		g.leave(m)
 	default:
 		fdpass.CloseAll(files)
 		g.answer(m, fmt.Errorf("%w: %q", errMessage, m.Op), nil)

@@ -26,6 +26,7 @@ type hub struct {
 	wg     sync.WaitGroup // links and the drain's watcher
 	drains bool
 	closed chan struct{}
+	once   sync.Once // close
 }
 
 func newHub(log *slog.Logger, event func(Event)) *hub {
@@ -155,7 +156,9 @@ func (h *hub) watch(e *memory.Engine) {
 }
 
 // close is for the guardian's end.
-func (h *hub) close() {
+func (h *hub) close() { h.once.Do(h.end) }
+
+func (h *hub) end() {
 	h.mu.Lock()
 	l, e := h.link, h.engine
 	close(h.closed)

@@ -168,7 +168,7 @@ func (h *Handler) run(cmd *exec.Cmd, sock *fdpass.Socket) {
 
 func (h *Handler) ended() bool {
 	h.c.mu.Lock()
-	killing := h.c.killing
+	killing := h.c.killing || h.c.leaving
 	h.c.mu.Unlock()
 	select {
 	case <-h.c.dead:

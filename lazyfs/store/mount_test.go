@@ -1,0 +1,275 @@
+package store
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/lazyfs"
+	"github.com/lazymig/lazymig/remotefs"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// The source's server, the daemon and the store run in a process of their own (this binary again): one that uses files which it
+// serves itself can hang for ever.
+
+const helperEnv = "STORE_TEST_HELPER"
+
+func TestMain(m *testing.M) {
+	if src := os.Getenv(helperEnv); src != "" {
+		if err := helper(src, os.Getenv(helperEnv+"_DIR")); err != nil {
+			fmt.Println("error:", err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// helper serves src until its standard input ends. Descriptor 3 is /dev/fuse. A command is a line, its answer a line of JSON.
+func helper(src, dir string) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	root, err := os.OpenFile(src, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return err
+	}
+	server, err := remotefs.NewServer(remotefs.ServerOptions{Root: root, Log: log})
+	if err != nil {
+		return err
+	}
+	_ = root.Close()
+	a, b, err := socketPair()
+	if err != nil {
+		return err
+	}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(context.Background(), wire.NewConn(a)) // ends with the connection
+	}()
+	client := remotefs.NewClient(wire.NewConn(b), remotefs.ClientOptions{Log: log})
+	d, err := lazyfs.Start(context.Background(), lazyfs.Options{FuseFD: 3, Remote: client, StoreDir: dir, Log: log})
+	if err != nil {
+		return err
+	}
+	s, err := New(context.Background(), Options{Dir: dir, Remote: client, Busy: d.Busy, Locals: d.NameLocals, Log: log})
+	if err != nil {
+		return err
+	}
+	answer := func(v any, err error) {
+		if err != nil {
+			fmt.Println("error:", err)
+			return
+		}
+		out, err := json.Marshal(v)
+		if err != nil {
+			out = []byte(err.Error())
+		}
+		fmt.Println(string(out))
+	}
+	fmt.Println("ready")
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
+		cmd, arg, _ := strings.Cut(in.Text(), " ")
+		switch cmd {
+		case "grant":
+			server.Grant()
+			err := d.Granted()
+			d.Watch(s)
+			answer("granted", err)
+		case "move":
+			var w Want
+			err := json.Unmarshal([]byte(arg), &w)
+			s.Move(w)
+			answer("moving", err)
+		case "settle":
+			r, err := s.Settle(context.Background())
+			answer(r, err)
+		case "local":
+			var inos []uint64
+			err := json.Unmarshal([]byte(arg), &inos)
+			paths := map[uint64][]byte{} // a name need not be UTF-8
+			for _, ino := range inos {
+				if p, ok := s.Local(ino); ok {
+					paths[ino] = []byte(p)
+				}
+			}
+			answer(paths, err)
+		case "done":
+			answer("done", s.Done())
+		}
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if err := d.Close(); err != nil {
+		return err
+	}
+	_ = client.Close()
+	if err := server.Close(); err != nil {
+		return err
+	}
+	<-served
+	fmt.Println("closed")
+	return nil
+}
+
+func socketPair() (a, b net.Conn, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	var c [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "pair")
+		if c[i], err = net.FileConn(f); err != nil {
+			return nil, nil, err
+		}
+		_ = f.Close()
+	}
+	return c[0], c[1], nil
+}
+
+// rig is a source directory, the mount of it that the tree would see, and the store's directory.
+type rig struct {
+	t             testing.TB
+	src, mnt, dir string
+	root          string // the store's
+	cmd           *exec.Cmd
+	in            *os.File
+	lines         chan string
+}
+
+func newRig(t testing.TB) *rig {
+	t.Helper()
+	return newRigAt(t, t.TempDir(), t.TempDir())
+}
+
+func newRigAt(t testing.TB, src, dir string) *rig {
+	t.Helper()
+	r := &rig{t: t, src: src, dir: dir, root: filepath.Join(dir, "root"), mnt: filepath.Join(t.TempDir(), "mnt"), lines: make(chan string, 100)}
+	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	must(t, err)
+	pr, pw, err := os.Pipe()
+	must(t, err)
+	r.in = pw
+	r.cmd = exec.Command("/proc/self/exe")
+	r.cmd.Env = append(os.Environ(), helperEnv+"="+src, helperEnv+"_DIR="+dir)
+	r.cmd.Stdin, r.cmd.Stderr, r.cmd.ExtraFiles = pr, os.Stderr, []*os.File{dev}
+	r.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
+	out, err := r.cmd.StdoutPipe()
+	must(t, err)
+	must(t, r.cmd.Start())
+	_ = pr.Close()
+	go func() {
+		defer close(r.lines)
+		s := bufio.NewScanner(out)
+		s.Buffer(nil, 16<<20)
+		for s.Scan() {
+			r.lines <- s.Text()
+		}
+	}()
+	t.Cleanup(r.end)
+	r.answer()
+	must(t, os.Mkdir(r.mnt, 0o755))
+	must(t, unix.Mount("lazymig", r.mnt, "fuse.lazymig", 0, lazyfs.MountOptions(int(dev.Fd()))))
+	_ = dev.Close() // now the helper's death ends the connection
+	r.say("grant", nil)
+	return r
+}
+
+func (r *rig) end() {
+	if err := unix.Unmount(r.mnt, unix.MNT_DETACH); err != nil {
+		r.t.Errorf("unmount: %v", err)
+	}
+	_ = r.in.Close()
+	late := time.AfterFunc(2*time.Minute, func() { _ = r.cmd.Process.Kill() })
+	defer late.Stop()
+	last := ""
+	for last = range r.lines { // until the helper's end
+	}
+	if err := r.cmd.Wait(); err != nil {
+		r.t.Errorf("helper: %v, last word %q", err, last)
+	}
+}
+
+func (r *rig) answer() string {
+	r.t.Helper()
+	select {
+	case s, ok := <-r.lines:
+		if !ok {
+			r.t.Fatal("helper has ended")
+		}
+		return s
+	case <-time.After(2 * time.Minute):
+		r.t.Fatal("helper does not answer")
+	}
+	return ""
+}
+
+// say gives a command; its result goes to v. A failure is returned.
+func (r *rig) try(cmd string, v any) error {
+	r.t.Helper()
+	if _, err := fmt.Fprintln(r.in, cmd); err != nil {
+		r.t.Fatal(err)
+	}
+	a := r.answer()
+	if e, ok := strings.CutPrefix(a, "error: "); ok {
+		return fmt.Errorf("%s: %s", cmd, e)
+	}
+	if v != nil {
+		if err := json.Unmarshal([]byte(a), v); err != nil {
+			r.t.Fatalf("%s: %v: %s", cmd, err, a)
+		}
+	}
+	return nil
+}
+
+func (r *rig) say(cmd string, v any) {
+	r.t.Helper()
+	must(r.t, r.try(cmd, v))
+}
+
+func (r *rig) move(w Want) {
+	r.t.Helper()
+	b, err := json.Marshal(w)
+	must(r.t, err)
+	r.say("move "+string(b), nil)
+}
+
+// settle is the stop: nothing is written by the test meanwhile.
+func (r *rig) settle() (s Settled) {
+	r.t.Helper()
+	r.say("settle", &s)
+	return s
+}
+
+// local is where the copy of an open file is.
+func (r *rig) local(fd int) string {
+	r.t.Helper()
+	var st unix.Stat_t
+	must(r.t, unix.Fstat(fd, &st))
+	var paths map[uint64][]byte
+	r.say(fmt.Sprintf("local [%d]", st.Ino), &paths)
+	if paths[st.Ino] == nil {
+		return ""
+	}
+	return filepath.Join(r.root, string(paths[st.Ino]))
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,367 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/remotefs"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// noEnd is the end of a range that goes up to the end of the file.
+const noEnd = 1<<63 - 1
+
+// hiddenDir is the directory in the root where copies lie that have no name (yet).
+const hiddenDir = ".lazymig"
+
+// doneFile says, beside the root, that a tree lives on the store: it is never touched again.
+const doneFile = "done"
+
+// Remote is the source: remotefs.Client.
+type Remote interface {
+	Lookup(ctx context.Context, who wire.FileCaller, dir uint64, name string) (wire.FileEntry, error)
+	Forget(f []wire.FileForget)
+	GetAttr(ctx context.Context, node uint64) (wire.FileAttr, error)
+	Readlink(ctx context.Context, node uint64) ([]byte, error)
+	Open(ctx context.Context, who wire.FileCaller, node uint64, flags uint32) (uint64, error)
+	Read(ctx context.Context, node, h, off uint64, b []byte) (int, error)
+	Release(node, h uint64)
+	GetXattr(ctx context.Context, node uint64, name string, size uint32) (uint32, []byte, error)
+	ListXattr(ctx context.Context, node uint64, size uint32) (uint32, []byte, error)
+	OpenDir(ctx context.Context, who wire.FileCaller, node uint64) (uint64, error)
+	ReadDir(ctx context.Context, node, h, off uint64, size uint32, plus bool) ([]wire.FileDirent, bool, error)
+	Extents(ctx context.Context, node, h uint64, start, end int64) ([]wire.FileExtent, int64, error)
+	Sum(ctx context.Context, node, h uint64, off, n int64) ([wire.FileSumSize]byte, wire.FileAttr, bool, error)
+	Stamps(ctx context.Context, nodes []uint64) ([]remotefs.FileStamp, error)
+	Path(ctx context.Context, node uint64) (string, error)
+}
+
+// Options of a Store. Dir and Remote are needed.
+type Options struct {
+	Dir    string // of the target; the store makes "root" and "shm" in it, and removes what was there unless it is done
+	Remote Remote
+	Busy   func() bool                                 // a process waits for an operation: bulk steps back. Nil: never
+	Locals func(dir string) (map[uint64]string, error) // gives the target's own open files a name in dir; inode → name. Nil: there are none
+	Log    *slog.Logger                                // nil: silent
+}
+
+// Store copies. All methods may be called at the same time.
+type Store struct {
+	o       Options
+	ctx     context.Context
+	cancel  context.CancelFunc
+	wg      sync.WaitGroup
+	pace    *pace
+	hashing chan struct{}
+	copied  atomic.Int64
+	final   atomic.Bool // the tree is stopped
+
+	pass    sync.Mutex // one at a time brings copies up to date; guards all that is not under mu
+	hidden  int        // the hidden directory
+	root    *object
+	parked  map[*object]struct{}
+	locals  map[uint64]string
+	byIno   map[uint64]*object // as of Settle
+	bound   map[uint64]string  // inode → path below a directory of the target's own
+	started bool
+	plan    plan
+	touched map[*object]struct{} // copies that may not be on the disk
+
+	mu       sync.Mutex
+	byNode   map[uint64]*object
+	opens    map[uint64]*opens
+	strange  map[uint64]struct{} // nodes that were opened or changed and are no objects
+	dirty    map[*object]struct{}
+	wake     chan struct{}
+	settling int                // calls of Settle that wait or are at work
+	yield    context.CancelFunc // ends the background's pass; nil: there is none
+	goals    []goal             // not looked at yet
+	ready    bool               // all is here but what is being written just now, as of the last round
+	left     []Undecided        // undecided, as of the last round
+	blocked  string             // why nothing is copied now
+	foreign  map[string]int     // path → how often somebody else has changed it
+}
+
+type opens struct {
+	all, write int
+	bound      bool // in a directory of the target's own
+}
+
+// New makes an empty store.
+func New(ctx context.Context, o Options) (*Store, error) {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Busy == nil {
+		o.Busy = func() bool { return false }
+	}
+	if _, err := os.Lstat(filepath.Join(o.Dir, doneFile)); err == nil {
+		return nil, fmt.Errorf("make store in %s: a tree lives on what is there", o.Dir)
+	}
+	s := &Store{
+		o: o, pace: newPace(o.Busy), hashing: make(chan struct{}, 2), parked: map[*object]struct{}{}, bound: map[uint64]string{},
+		byNode: map[uint64]*object{}, opens: map[uint64]*opens{}, strange: map[uint64]struct{}{}, dirty: map[*object]struct{}{},
+		wake: make(chan struct{}, 1), hidden: -1, foreign: map[string]int{}, touched: map[*object]struct{}{},
+	}
+	s.plan.init()
+	s.ctx, s.cancel = context.WithCancel(ctx)
+	root := filepath.Join(o.Dir, "root")
+	if err := os.RemoveAll(root); err != nil { // of a daemon that has ended: begun anew
+		return nil, fmt.Errorf("make store: %w", err)
+	}
+	hidden := filepath.Join(root, hiddenDir)
+	if err := os.MkdirAll(hidden, 0o700); err != nil {
+		return nil, fmt.Errorf("make store: %w", err)
+	}
+	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make store: %w", err)
+	}
+	if s.hidden, err = unix.Open(hidden, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("make store: %w", err)
+	}
+	s.root = &object{
+		node: wire.FileRootNode, typ: unix.S_IFDIR, names: map[place]struct{}{}, applied: map[string]*object{}, made: true, fd: fd,
+		how: howExpand, look: true, relist: true,
+	}
+	s.root.in = true
+	s.byNode[wire.FileRootNode] = s.root
+	s.dirty[s.root] = struct{}{}
+	return s, nil
+}
+
+// Close ends copying; what is there stays.
+func (s *Store) Close() error {
+	s.cancel()
+	s.wg.Wait()
+	s.pass.Lock()
+	defer s.pass.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, o := range s.byNode {
+		if o.fd >= 0 {
+			_ = unix.Close(o.fd)
+			o.fd = -1
+		}
+	}
+	if s.hidden >= 0 {
+		_ = unix.Close(s.hidden)
+		s.hidden = -1
+	}
+	return nil
+}
+
+// Move says what shall come; the first call begins.
+func (s *Store) Move(w Want) {
+	s.mu.Lock()
+	s.goals = append(s.goals, w.goals()...)
+	s.mu.Unlock()
+	s.wakeUp()
+	s.pass.Lock()
+	defer s.pass.Unlock()
+	if !s.started && s.ctx.Err() == nil {
+		s.started = true
+		s.wg.Go(s.background)
+	}
+}
+
+func (s *Store) wakeUp() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+const (
+	restTime = 200 * time.Millisecond // between two rounds: what is written all the time is not copied all the time
+	waitTime = 2 * time.Second        // after an error, or to look for changes by others
+)
+
+// background keeps the copies up to date until the store is closed.
+func (s *Store) background() {
+	for s.ctx.Err() == nil {
+		ctx, cancel := context.WithCancel(s.ctx)
+		s.pass.Lock()
+		s.mu.Lock()
+		s.yield = cancel
+		if s.settling > 0 { // it comes first
+			cancel()
+		}
+		s.mu.Unlock()
+		err := s.round(ctx)
+		quiet := err == nil && !s.restless()
+		if quiet {
+			err = s.rest(ctx)
+		}
+		left := s.undecided()
+		s.mu.Lock()
+		s.left = left
+		s.yield = nil
+		s.ready = err == nil && s.nearlyLocked()
+		s.note(err, ctx.Err() != nil)
+		s.mu.Unlock()
+		s.pass.Unlock()
+		cancel()
+		wait, wake := restTime, s.wake
+		if err != nil {
+			wait, wake = waitTime, nil
+		} else if quiet {
+			wait = waitTime
+		}
+		select {
+		case <-time.After(wait):
+		case <-wake:
+			select { // a little later there is more
+			case <-time.After(restTime):
+			case <-s.ctx.Done():
+			}
+		case <-s.ctx.Done():
+		}
+	}
+}
+
+const (
+	nearFiles = 1000
+	nearBytes = 64 << 20
+)
+
+// nearlyLocked says that little is left to be copied. With mu.
+func (s *Store) nearlyLocked() bool {
+	files, bytes := 0, int64(0)
+	for o := range s.dirty {
+		if o.in && o.dirtyLocked() {
+			files++
+			bytes += o.data.size(int64(o.attr.Size)) + o.check.size(int64(o.attr.Size))
+		}
+	}
+	return len(s.goals) == 0 && files <= nearFiles && bytes <= nearBytes
+}
+
+// note tells the status how a round went. With mu.
+func (s *Store) note(err error, interrupted bool) {
+	switch {
+	case err == nil:
+		s.blocked = ""
+	case interrupted, errors.Is(err, context.Canceled):
+	default:
+		if s.blocked != err.Error() {
+			s.o.Log.Warn("files are not copied now; it is tried again", "err", err)
+		}
+		s.blocked = err.Error()
+	}
+}
+
+// round does all that is to be done as it stands: what is new is found out, names first, then what the files hold. With pass.
+func (s *Store) round(ctx context.Context) error {
+	if err := s.relist(ctx); err != nil {
+		return err
+	}
+	if err := s.decide(ctx); err != nil {
+		return err
+	}
+	if err := s.relist(ctx); err != nil {
+		return err
+	}
+	if err := s.apply(ctx); err != nil {
+		return err
+	}
+	if err := s.missed(ctx); err != nil {
+		return err
+	}
+	if err := s.visitAll(ctx, func(o *object) bool { return !o.isDir() }); err != nil {
+		return err
+	}
+	if err := s.visitAll(ctx, (*object).isDir); err != nil { // after what is made and removed in them, which changes their times
+		return err
+	}
+	return s.drop()
+}
+
+// relist lists directories until there is none whose names have changed.
+func (s *Store) relist(ctx context.Context) error {
+	for {
+		var dirs []*object
+		s.mu.Lock()
+		for o := range s.dirty {
+			if o.isDir() && o.relist && (o.how == howMove || o.how == howExpand) {
+				dirs = append(dirs, o)
+			}
+		}
+		s.mu.Unlock()
+		if len(dirs) == 0 {
+			return nil
+		}
+		for _, d := range dirs {
+			s.plan.changed[d] = struct{}{}
+		}
+		if err := s.each(ctx, dirs, s.list); err != nil {
+			return err
+		}
+		for _, d := range dirs {
+			s.wanted(d) // directories in it are to be listed, too
+		}
+	}
+}
+
+// visitAll brings all dirty objects of a kind up to date, some at a time.
+func (s *Store) visitAll(ctx context.Context, kind func(*object) bool) error {
+	var list []*object
+	s.mu.Lock()
+	for o := range s.dirty {
+		if !o.dirtyLocked() {
+			delete(s.dirty, o)
+		} else if o.made && kind(o) {
+			list = append(list, o)
+		}
+	}
+	s.mu.Unlock()
+	slices.SortFunc(list, func(a, b *object) int { // what is open first
+		return cmp.Or(-cmp.Compare(s.opensOf(a), s.opensOf(b)), cmp.Compare(a.node, b.node))
+	})
+	return s.each(ctx, list, s.visit)
+}
+
+func (s *Store) opensOf(o *object) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if x := s.opens[o.node]; x != nil {
+		return x.all
+	}
+	return 0
+}
+
+const atOnce = 16 // files that are copied at a time
+
+// each runs fn for all of list, some at a time, and gives the first error.
+func (s *Store) each(ctx context.Context, list []*object, fn func(context.Context, *object) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	slots := make(chan struct{}, atOnce)
+	var wg sync.WaitGroup
+	for _, o := range list {
+		slots <- struct{}{}
+		if ctx.Err() != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := fn(ctx, o); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}

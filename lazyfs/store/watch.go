@@ -1,0 +1,90 @@
+package store
+
+// The methods of lazyfs.Watcher. They only mark.
+
+// Opened is one open file or directory more.
+func (s *Store) Opened(node uint64, write bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.opens[node]
+	if o == nil {
+		o = &opens{}
+		s.opens[node] = o
+		s.goals = append(s.goals, goal{kind: goalOpen, node: node})
+	}
+	o.all++
+	if write {
+		if o.write++; o.write == 1 {
+			s.goals = append(s.goals, goal{kind: goalWritten, node: node})
+		}
+	}
+	s.wakeUp()
+}
+
+// Closed is one less.
+func (s *Store) Closed(node uint64, write bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.opens[node]
+	if o == nil {
+		return
+	}
+	o.all--
+	if write {
+		o.write--
+	}
+	if o.all <= 0 {
+		delete(s.opens, node)
+	}
+	s.wakeUp()
+}
+
+// Wrote says that the contents in a range are others, or the size.
+func (s *Store) Wrote(node uint64, off, end uint64) {
+	s.change(node, func(o *object) {
+		if o.isReg() {
+			o.data.add(int64(off), int64(min(end, noEnd)))
+		}
+		o.look = true
+	})
+}
+
+// Changed says that attributes are others.
+func (s *Store) Changed(node uint64) {
+	s.change(node, func(o *object) { o.look, o.bare = true, false })
+}
+
+// Named says that a name has come, gone, or leads elsewhere.
+func (s *Store) Named(dir uint64, name string) {
+	s.change(dir, func(o *object) {
+		o.relist, o.look = true, true
+		if x := o.listing[name]; x != nil { // the kernel notes in a file's ctime that it has one name more or less
+			x.look, x.own = true, true
+			s.dirty[x] = struct{}{}
+		}
+	})
+}
+
+// Forgot says that the kernel has forgotten a node.
+func (s *Store) Forgot(uint64) {}
+
+func (s *Store) change(node uint64, fn func(*object)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.byNode[node]
+	if o == nil {
+		if _, ok := s.strange[node]; !ok {
+			s.strange[node] = struct{}{}
+			s.goals = append(s.goals, goal{kind: goalChanged, node: node})
+			s.wakeUp()
+		}
+		return
+	}
+	if !o.in { // beside what is copied, until now
+		s.goals = append(s.goals, goal{kind: goalChanged, node: node})
+	}
+	fn(o)
+	o.own = true
+	s.dirty[o] = struct{}{}
+	s.wakeUp()
+}

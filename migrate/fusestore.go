@@ -1,0 +1,191 @@
+package migrate
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/lazymig/lazymig/lazyfs/store"
+)
+
+// storeMsg is what agent and FUSE daemon say to each other about the store: the agent asks, any number at a time, the daemon answers
+// each by its number.
+type storeMsg struct {
+	Number uint64          `json:"number"`
+	Do     string          `json:"do,omitempty"` // move, status, files, settle, local, done
+	Want   *store.Want     `json:"want,omitempty"`
+	Inodes []uint64        `json:"inodes,omitempty"`
+	Error  string          `json:"error,omitempty"`
+	Result json.RawMessage `json:"result,omitempty"`
+	File   string          `json:"file,omitempty"` // holds the result, which is too long for a message
+}
+
+const maxResult = 64 << 10 // bytes of a result in a message
+
+// storeMove lets files come over; the first call begins, and later ones add to what is wanted.
+func (d *fuseDaemon) storeMove(ctx context.Context, w store.Want) error {
+	return d.askStore(ctx, storeMsg{Do: "move", Want: &w}, nil)
+}
+
+// storeStatus tells where the files stand.
+func (d *fuseDaemon) storeStatus(ctx context.Context) (st store.Status, err error) {
+	err = d.askStore(ctx, storeMsg{Do: "status"}, &st)
+	return st, err
+}
+
+// storeFiles lists all files that come, and where each stands.
+func (d *fuseDaemon) storeFiles(ctx context.Context) (f []store.File, err error) {
+	err = d.askStore(ctx, storeMsg{Do: "files"}, &f)
+	return f, err
+}
+
+// storeSettle completes the store. The tree must be stopped, and what it has mapped and written must have been written back by fsync.
+// After an error, and if anything is undecided, the tree goes on as before.
+func (d *fuseDaemon) storeSettle(ctx context.Context) (st store.Settled, err error) {
+	err = d.askStore(ctx, storeMsg{Do: "settle"}, &st)
+	return st, err
+}
+
+// storeLocal tells where below the root the files are that the tree knows by these inode numbers. Those that are not there are missing.
+func (d *fuseDaemon) storeLocal(ctx context.Context, inodes []uint64) (map[uint64]string, error) {
+	var b map[uint64][]byte // a name need not be UTF-8
+	if err := d.askStore(ctx, storeMsg{Do: "local", Inodes: inodes}, &b); err != nil {
+		return nil, err
+	}
+	paths := make(map[uint64]string, len(b))
+	for ino, p := range b {
+		paths[ino] = string(p)
+	}
+	return paths, nil
+}
+
+// storeDone says that the tree lives on the store from now on.
+func (d *fuseDaemon) storeDone(ctx context.Context) error {
+	return d.askStore(ctx, storeMsg{Do: "done"}, nil)
+}
+
+// askStore asks one question. If ctx ends first the answer is dropped when it comes.
+func (d *fuseDaemon) askStore(ctx context.Context, q storeMsg, result any) error {
+	c := make(chan storeMsg, 1)
+	d.mu.Lock()
+	d.asked++
+	q.Number = d.asked
+	d.asks[q.Number] = c
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		delete(d.asks, q.Number)
+		d.mu.Unlock()
+	}()
+	if err := d.sock.Send(encode(fuseMsg{Op: "store", Store: &q})); err != nil {
+		return fmt.Errorf("ask FUSE daemon to %s files: %w", q.Do, err)
+	}
+	select {
+	case a := <-c:
+		return a.read(q.Do, result)
+	case <-d.done:
+		return fmt.Errorf("ask FUSE daemon to %s files: it has ended", q.Do)
+	case <-ctx.Done():
+		return fmt.Errorf("ask FUSE daemon to %s files: %w", q.Do, context.Cause(ctx))
+	}
+}
+
+// read takes the result out of an answer.
+func (a *storeMsg) read(do string, result any) error {
+	if a.Error != "" {
+		return errors.New(a.Error)
+	}
+	if a.File != "" {
+		b, err := os.ReadFile(a.File)
+		_ = os.Remove(a.File)
+		if err != nil {
+			return fmt.Errorf("read answer of FUSE daemon to %s: %w", do, err)
+		}
+		a.Result = b
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal(a.Result, result); err != nil {
+		return fmt.Errorf("read answer of FUSE daemon to %s: %w", do, err)
+	}
+	return nil
+}
+
+// storeAnswer passes an answer to who asked.
+func (d *fuseDaemon) storeAnswer(a *storeMsg) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if c := d.asks[a.Number]; c != nil {
+		c <- *a // has room
+		delete(d.asks, a.Number)
+	}
+}
+
+// answerStore is the daemon's side: it works for one question and answers.
+func (p *fuseProcess) answerStore(s *store.Store, q storeMsg) {
+	a := storeMsg{Number: q.Number}
+	v, err := doStore(p.ctx, s, q)
+	if err == nil {
+		a.Result, err = json.Marshal(v)
+	}
+	if err == nil && len(a.Result) > maxResult {
+		a.File = filepath.Join(p.cfg.StoreDir, fmt.Sprintf("answer-%d", q.Number))
+		err = os.WriteFile(a.File, a.Result, 0o600)
+		a.Result = nil
+	}
+	if err != nil {
+		a = storeMsg{Number: q.Number, Error: err.Error()}
+	}
+	if err := p.sock.Send(encode(fuseMsg{Op: "store", Store: &a})); err != nil {
+		p.log.Warn("answer agent", "to", q.Do, "err", err) // it is gone
+	}
+}
+
+func doStore(ctx context.Context, s *store.Store, q storeMsg) (any, error) {
+	switch q.Do {
+	case "move":
+		if q.Want == nil {
+			return nil, errors.New("nothing is said about what shall move")
+		}
+		s.Move(*q.Want)
+		return nil, nil
+	case "status":
+		return s.Status(), nil
+	case "files":
+		return s.Files(), nil
+	case "settle":
+		return s.Settle(ctx)
+	case "local":
+		paths := map[uint64][]byte{}
+		for _, ino := range q.Inodes {
+			if p, ok := s.Local(ino); ok {
+				paths[ino] = []byte(p)
+			}
+		}
+		return paths, nil
+	case "done":
+		return nil, s.Done()
+	}
+	return nil, fmt.Errorf("the store can't %q", q.Do)
+}
+
+// startStore makes the store on the first question about it.
+func (p *fuseProcess) startStore() (*store.Store, error) {
+	if p.store != nil {
+		return p.store, nil
+	}
+	if !p.handed.Load() {
+		return nil, errors.New("files move after the grant only")
+	}
+	s, err := store.New(p.ctx, store.Options{Dir: p.cfg.StoreDir, Remote: p.client, Busy: p.daemon.Busy, Locals: p.daemon.NameLocals, Log: p.log})
+	if err != nil {
+		return nil, err
+	}
+	p.store = s
+	p.daemon.Watch(s)
+	return s, nil
+}

@@ -1,0 +1,82 @@
+package remotefs
+
+import (
+	"context"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/wire"
+)
+
+// Extents lists what a file holds between start and end, and tells how far the list goes.
+func (c *Client) Extents(ctx context.Context, node, h uint64, start, end int64) (list []wire.FileExtent, upTo int64, err error) {
+	e := head(node, wire.FileCaller{})
+	e.U64(h)
+	e.I64(start)
+	e.I64(end)
+	err = c.call(ctx, 0, wire.MsgFileExtents, e, func(d *wire.Decoder) {
+		upTo = d.I64()
+		list = make([]wire.FileExtent, d.Count(16))
+		for i := range list {
+			list[i] = wire.FileExtent{Start: d.I64(), End: d.I64()}
+		}
+	})
+	return list, upTo, err
+}
+
+// Sum is Digest at the source. settled: a had been so for a while, and the next change will show in its times.
+func (c *Client) Sum(ctx context.Context, node, h uint64, off, n int64) (sum [wire.FileSumSize]byte, a wire.FileAttr, settled bool, err error) {
+	e := head(node, wire.FileCaller{})
+	e.U64(h)
+	e.I64(off)
+	e.I64(n)
+	err = c.call(ctx, 0, wire.MsgFileSum, e, func(d *wire.Decoder) {
+		for i := range sum {
+			sum[i] = d.U8()
+		}
+		a.Get(d)
+		settled = d.Bool()
+	})
+	return sum, a, settled, err
+}
+
+// FileStamp is what a node looks like. Settled: the next change will show in the times. Attr.Ino is 0 if the node is gone.
+type FileStamp struct {
+	Attr    wire.FileAttr
+	Settled bool
+}
+
+// Stamps tells the attributes of many nodes.
+func (c *Client) Stamps(ctx context.Context, nodes []uint64) ([]FileStamp, error) {
+	all := make([]FileStamp, 0, len(nodes))
+	for len(nodes) > 0 {
+		n := min(len(nodes), wire.MaxFileStamps)
+		e := head(wire.FileRootNode, wire.FileCaller{})
+		e.U32(uint32(n))
+		for _, x := range nodes[:n] {
+			e.U64(x)
+		}
+		err := c.call(ctx, 0, wire.MsgFileStamps, e, func(d *wire.Decoder) {
+			for range n {
+				var s FileStamp
+				s.Attr.Get(d)
+				s.Settled = d.Bool()
+				all = append(all, s)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		nodes = nodes[n:]
+	}
+	return all, nil
+}
+
+// Path tells where a node is below the root; ENOENT: it has no name that is known.
+func (c *Client) Path(ctx context.Context, node uint64) (string, error) {
+	b, err := c.do(ctx, 0, wire.MsgFilePath, nil, head(node, wire.FileCaller{}).B)
+	if err == nil && (len(b) == 0 || len(b) > wire.MaxFilePath || b[0] != '/') {
+		err = unix.EIO
+	}
+	return string(b), err
+}

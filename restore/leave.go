@@ -1,0 +1,107 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// Tasks lists the processes of the tree, by their PIDs in this process's namespace.
+func (c *Capsule) Tasks() ([]int, error) {
+	b, err := os.ReadFile(filepath.Join(c.groups.dir(treeGroup), "cgroup.procs"))
+	if err != nil {
+		return nil, fmt.Errorf("list processes of the tree: %w", err)
+	}
+	var pids []int
+	for f := range strings.FieldsSeq(string(b)) {
+		pid, err := strconv.Atoi(f)
+		if err != nil || pid == 0 { // 0: of another PID namespace
+			return nil, fmt.Errorf("list processes of the tree: process %q", f)
+		}
+		pids = append(pids, pid)
+	}
+	return pids, nil
+}
+
+// Leave ends what the tree does not need when all its memory is here: the guardian becomes a bare init, the handler ends. Done is closed when
+// the last process of the capsule has ended.
+func (c *Capsule) Leave(ctx context.Context) error {
+	c.mu.Lock()
+	c.leaving = true
+	c.mu.Unlock()
+	if _, _, err := c.call(ctx, opLeave, nil); err != nil {
+		c.mu.Lock()
+		c.leaving = false
+		c.mu.Unlock()
+		return fmt.Errorf("leave the tree: %w", err)
+	}
+	select {
+	case <-c.silent: // its descriptors are closed: it has begun the other program, or has ended
+	case <-ctx.Done():
+		return fmt.Errorf("leave the tree: %w", context.Cause(ctx))
+	}
+	c.mu.Lock()
+	h := c.handler
+	c.mu.Unlock()
+	if h != nil {
+		h.stop()
+	}
+	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.cmd.Process.Pid))
+	if err == nil && !strings.HasPrefix(exe, "/memfd:"+bareInitName) {
+		return fmt.Errorf("leave the tree: its PID 1 is %s", exe)
+	}
+	return nil // if it has ended, so has the tree
+}
+
+// leave answers, and makes PID 1 the bare init.
+func (g *guardian) leave(m message) {
+	f, err := g.mayLeave()
+	g.answer(m, err, nil)
+	if err != nil {
+		return
+	}
+	g.hub.close()
+	if err := g.endHolder(); err != nil {
+		g.log.Error("end holder of descriptors", "err", err)
+	}
+	err = unix.CloseRange(0, ^uint(0)>>33, unix.CLOSE_RANGE_CLOEXEC)
+	if err == nil {
+		err = unix.Exec(byPID1(f), []string{bareInitName}, nil)
+	}
+	g.log.Error("become the bare init", "err", err)
+	select {} // the tree goes on with this one as its PID 1
+}
+
+func (g *guardian) mayLeave() (*os.File, error) {
+	e := g.hub.getEngine()
+	if e == nil {
+		return nil, errNotRestored
+	}
+	select {
+	case <-e.Drained():
+	default:
+		return nil, errors.New("pages are missing")
+	}
+	if n := len(g.kept); n > 0 {
+		return nil, fmt.Errorf("%d standard streams of the tree are carried", n)
+	}
+	return openBareInit()
+}
+
+// endHolder lets go of the second process with these descriptors, see holder.go: no userfaultfd is left among them.
+func (g *guardian) endHolder() error {
+	if err := unix.Kill(int(g.holder), unix.SIGKILL); err != nil {
+		return err
+	}
+	for {
+		if _, err := unix.Wait4(int(g.holder), nil, unix.WALL, nil); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}

@@ -1,0 +1,22 @@
+package wire
+
+// Files lane, for copying files while they are used (package lazyfs/store). Form and rules are those of messages_files.go; all of them only read.
+const (
+	MsgFileExtents Type = 380 // where a file has data
+	MsgFileSum     Type = 382 // SHA-256 of a range, see remotefs.Digest
+	MsgFileStamps  Type = 384 // attributes of many nodes
+	MsgFilePath    Type = 386 // where a node is
+)
+
+// Limits of these.
+const (
+	MaxFileExtents = 16 << 10 // in one MsgFileExtents
+	MaxFileStamps  = 8 << 10  // nodes in one MsgFileStamps
+	MaxFileSum     = 64 << 20 // bytes in one MsgFileSum
+	MaxFilePath    = 32 << 10 // bytes of a path
+	FileBlock      = 4096     // ranges of MsgFileSum begin and end at multiples of this, or end with the file
+	FileSumSize    = 32       // bytes of a digest
+)
+
+// FileExtent is a range that holds data.
+type FileExtent struct{ Start, End int64 }
