@@ -167,9 +167,8 @@ func (l *lane) end(err error) {
 func (c *Client) read(l *lane) {
 	if l.kind == wire.LaneUrgent {
 		defer urgent.Thread()()
-		l.c.WaitInThread()
 	}
-	var err error
+	err := l.c.WaitInThread()
 	for err == nil {
 		err = c.one(l)
 	}

@@ -131,8 +131,8 @@ func (s *Server) Serve(ctx context.Context, c *wire.Conn, lane wire.Lane) error 
 			n = 4
 		}
 	}
-	if lane == wire.LaneUrgent {
-		c.WaitInThread()
+	if err := c.WaitInThread(); err != nil {
+		return fmt.Errorf("serve pages on %v: %w", lane, err)
 	}
 	sv := &serving{s: s, c: c, lane: lane, stats: s.stats(lane)}
 	var wg sync.WaitGroup

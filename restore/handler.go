@@ -66,12 +66,14 @@ func HandlerMain() {
 func handlerMain() error {
 	urgent.Share()
 	h := &handler{log: slog.New(lograte.New(slog.NewTextHandler(os.Stderr, nil))).With("process", "handler"), lobby: wire.Lobby{Max: maxGreetings}}
-	for fd, s := range map[int]**fdpass.Socket{controlFD: &h.ctl, guardianFD: &h.link} {
-		unix.CloseOnExec(fd)
-		var err error
-		if *s, err = fdpass.New(os.NewFile(uintptr(fd), "socket")); err != nil {
-			return err
-		}
+	unix.CloseOnExec(controlFD)
+	unix.CloseOnExec(guardianFD)
+	var err error
+	if h.ctl, err = fdpass.New(os.NewFile(controlFD, "control")); err != nil {
+		return err
+	}
+	if h.link, err = fdpass.NewInThread(os.NewFile(guardianFD, "link")); err != nil {
+		return err
 	}
 	r := newReceiver(h.ctl)
 	m, files, err := r.next()
@@ -132,7 +134,6 @@ func (h *handler) meet() error {
 // wants takes what the guardian wants until its end.
 func (h *handler) wants() error {
 	defer urgent.Thread()()
-	h.link.WaitInThread()
 	buf := make([]byte, 4096)
 	for {
 		n, files, err := h.link.Recv(buf)

@@ -42,7 +42,7 @@ type link struct {
 var errNoHandler = errors.New("the handler has ended")
 
 func newLink(h *hub, f *os.File) (*link, error) {
-	sock, err := fdpass.New(f)
+	sock, err := fdpass.NewInThread(f)
 	if err != nil {
 		return nil, err
 	}

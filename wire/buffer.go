@@ -1,13 +1,10 @@
 package wire
 
 import (
-	"errors"
+	"fmt"
 	"net"
 	"sync"
-	"sync/atomic"
-	"syscall"
-
-	"golang.org/x/sys/unix"
+	"time"
 )
 
 const bufferSize = 128 << 10
@@ -20,9 +17,11 @@ func Buffer(nc net.Conn) net.Conn { return &buffered{Conn: nc} }
 // buffered is a net.Conn with buffers. One goroutine reads at a time, as TLS does it.
 type buffered struct {
 	net.Conn
-	waits atomic.Bool // reads wait in their thread
-	in    []byte      // what has been read and not asked for
-	room  []byte      // where in lies
+	in   []byte // what has been read and not asked for
+	room []byte // where in lies
+
+	ending sync.Mutex // above Conn, which waitInThread changes; the reader, and who holds mu, read it without
+	ended  bool
 
 	mu     sync.Mutex // above writes: TLS may answer a key update while a Send is under way
 	out    []byte
@@ -30,17 +29,24 @@ type buffered struct {
 }
 
 // NetConn is what is below, as tls.Conn calls it.
-func (b *buffered) NetConn() net.Conn { return b.Conn }
+func (b *buffered) NetConn() net.Conn {
+	b.ending.Lock()
+	defer b.ending.Unlock()
+	return b.Conn
+}
+
+// SetWriteDeadline is what TLS calls before it says goodbye, whatever the reader does.
+func (b *buffered) SetWriteDeadline(t time.Time) error { return b.NetConn().SetWriteDeadline(t) }
 
 func (b *buffered) Read(p []byte) (int, error) {
 	if len(b.in) == 0 {
 		if len(p) >= bufferSize {
-			return b.read(p)
+			return b.Conn.Read(p)
 		}
 		if b.room == nil {
 			b.room = make([]byte, bufferSize)
 		}
-		n, err := b.read(b.room)
+		n, err := b.Conn.Read(b.room)
 		if n == 0 {
 			return 0, err
 		}
@@ -51,41 +57,13 @@ func (b *buffered) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// read reads from the socket.
-func (b *buffered) read(p []byte) (int, error) {
-	if !b.waits.Load() {
-		return b.Conn.Read(p)
-	}
-	s, ok := b.Conn.(syscall.Conn)
-	if !ok {
-		return b.Conn.Read(p)
-	}
-	c, err := s.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	err = c.Control(func(fd uintptr) { // Close waits for the end of it, having shut the socket down
-		f := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-		for {
-			if _, err := unix.Poll(f, -1); !errors.Is(err, unix.EINTR) {
-				return
-			}
-		}
-	})
-	if err != nil {
-		return 0, err
-	}
-	return b.Conn.Read(p)
-}
-
-// Close also wakes a reader that waits in its thread.
+// Close wakes who waits. May be called more than once.
 func (b *buffered) Close() error {
-	if s, ok := b.Conn.(syscall.Conn); ok && b.waits.Load() {
-		if c, err := s.SyscallConn(); err == nil {
-			_ = c.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) }) // it may be closed already
-		}
-	}
-	return b.Conn.Close()
+	b.ending.Lock()
+	b.ended = true
+	nc := b.Conn
+	b.ending.Unlock()
+	return nc.Close()
 }
 
 func (b *buffered) Write(p []byte) (int, error) {
@@ -126,12 +104,31 @@ func (b *buffered) uncork() error {
 	return b.flush()
 }
 
-// WaitInThread makes reads wait for the socket in the kernel, in the thread that calls, instead of in the runtime's poller,
-// so that the thread's priority counts. Deadlines of reads have no effect then. It needs Buffer below.
-func (c *Conn) WaitInThread() {
-	if c.w != nil {
-		c.w.waits.Store(true)
+// WaitInThread makes reads and writes wait for the socket in the kernel, in the thread that calls, instead of in the runtime's
+// poller, so that the thread's priority counts. There are no deadlines then. The reader calls it, between two reads; it has
+// an effect only with Buffer below and TCP below that.
+func (c *Conn) WaitInThread() error {
+	if c.w == nil {
+		return nil
 	}
+	return c.w.waitInThread()
+}
+
+func (b *buffered) waitInThread() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ending.Lock()
+	defer b.ending.Unlock()
+	nc, ok := b.Conn.(*net.TCPConn)
+	if !ok || b.ended {
+		return nil
+	}
+	t, err := newThreaded(nc)
+	if err != nil {
+		return fmt.Errorf("take connection out of the poller: %w", err)
+	}
+	b.Conn = t
+	return nil
 }
 
 // bufferBelow finds the buffer that TLS writes to; nil if there is none.

@@ -147,7 +147,9 @@ func TestBufferEnd(t *testing.T) {
 // A reader that waits in its thread gets what comes, and Close wakes it.
 func TestWaitInThread(t *testing.T) {
 	client, server, _ := tlsPair(t)
-	server.WaitInThread()
+	if err := server.WaitInThread(); err != nil {
+		t.Fatal(err)
+	}
 	got := make(chan error, 1)
 	go func() {
 		if h, _, err := server.Recv(); err != nil || h.ID != 5 {
@@ -172,5 +174,36 @@ func TestWaitInThread(t *testing.T) {
 		}
 	case <-time.After(time.Minute):
 		t.Fatal("Close does not wake the reader")
+	}
+}
+
+// A writer that waits in its thread is woken by Close too.
+func TestWriteInThread(t *testing.T) {
+	client, server, _ := tlsPair(t)
+	if err := server.WaitInThread(); err != nil {
+		t.Fatal(err)
+	}
+	first, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		big := make([]byte, 1<<20)
+		for i := uint64(0); ; i++ {
+			if err := server.Send(1, 0, i, big); err != nil {
+				ended <- err
+				return
+			}
+			if i == 0 {
+				close(first)
+			}
+		}
+	}()
+	if h, p, err := client.Recv(); err != nil || h.ID != 0 || len(p) != 1<<20 {
+		t.Fatalf("%+v, %d bytes: %v", h, len(p), err)
+	}
+	<-first
+	server.Close() // nobody reads: sooner or later the writer waits
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Fatal("Close does not wake the writer")
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,11 +18,12 @@ const (
 
 // Socket is one end of a pair. Any number of goroutines may send; one receives.
 type Socket struct {
-	f    *os.File // non-blocking: the runtime's poller waits, so Close wakes a blocked Recv
+	f    *os.File // non-blocking, unless inThread: the runtime's poller waits, so Close wakes a blocked Recv
 	mu   sync.Mutex
 	once sync.Once
+	oob  []byte // the receiver's
 
-	waits atomic.Bool // Recv waits in its thread
+	inThread bool // not in the runtime's poller
 }
 
 // Pair makes a connected pair: one end for this process, the other as a blocking file to hand to a child.
@@ -41,17 +41,24 @@ func Pair() (*Socket, *os.File, error) {
 }
 
 // New takes over f, a SOCK_SEQPACKET socket.
-func New(f *os.File) (*Socket, error) {
+func New(f *os.File) (*Socket, error) { return take(f, false) }
+
+// NewInThread is New for a socket whose Recv and Send wait in the kernel, in the thread that calls, so that its priority
+// counts. The runtime's poller does not know the socket: there, each message would wake one more thread, for nothing.
+func NewInThread(f *os.File) (*Socket, error) { return take(f, true) }
+
+func take(f *os.File, inThread bool) (*Socket, error) {
 	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	f.Close()
 	if err != nil {
 		return nil, fmt.Errorf("take over socket: %w", err)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil {
+	if err := unix.SetNonblock(fd, !inThread); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("take over socket: %w", err)
 	}
-	return &Socket{f: os.NewFile(uintptr(fd), "fdpass")}, nil
+	// NewFile gives the poller what does not block.
+	return &Socket{f: os.NewFile(uintptr(fd), "fdpass"), oob: make([]byte, unix.CmsgSpace(4*MaxFiles)), inThread: inThread}, nil
 }
 
 // Send sends one message; files stay open here.
@@ -116,15 +123,11 @@ func (s *Socket) Recv(buf []byte) (int, []*os.File, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
 	var n, oobn, flags int
 	var rerr error
 	err = rc.Read(func(fd uintptr) bool {
 		for {
-			if s.waits.Load() {
-				_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1) // recvmsg tells what is wrong
-			}
-			n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC)
+			n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), buf, s.oob, unix.MSG_CMSG_CLOEXEC)
 			if rerr != unix.EINTR {
 				return rerr != unix.EAGAIN
 			}
@@ -136,7 +139,7 @@ func (s *Socket) Recv(buf []byte) (int, []*os.File, error) {
 	if err != nil {
 		return 0, nil, fmt.Errorf("receive from peer process: %w", err)
 	}
-	return received(n, oob[:oobn], flags)
+	return received(n, s.oob[:oobn], flags)
 }
 
 // received is what recvmsg gave.
@@ -162,12 +165,11 @@ func (s *Socket) TryRecv(buf []byte) (int, []*os.File, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	oob := make([]byte, unix.CmsgSpace(4*MaxFiles))
 	var n, oobn, flags int
 	var rerr error
 	err = rc.Control(func(fd uintptr) {
 		for {
-			n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+			n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), buf, s.oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 			if rerr != unix.EINTR {
 				return
 			}
@@ -179,7 +181,7 @@ func (s *Socket) TryRecv(buf []byte) (int, []*os.File, error) {
 	if err != nil {
 		return 0, nil, fmt.Errorf("receive from peer process: %w", err)
 	}
-	return received(n, oob[:oobn], flags)
+	return received(n, s.oob[:oobn], flags)
 }
 
 // FD is the descriptor, for epoll. It stays the socket's.
@@ -229,15 +231,11 @@ func CloseAll(files []*os.File) {
 	}
 }
 
-// WaitInThread makes Recv wait in the kernel, in the thread that calls it, instead of in the runtime's poller, so that the
-// thread's priority counts.
-func (s *Socket) WaitInThread() { s.waits.Store(true) }
-
 // Close wakes a blocked Recv. May be called more than once.
 func (s *Socket) Close() error {
 	var err error
 	s.once.Do(func() {
-		if s.waits.Load() { // os.File.Close waits for a Recv that is in the kernel
+		if s.inThread { // nothing else wakes who is in the kernel; the descriptor is closed when they have left it
 			s.Shutdown()
 		}
 		err = s.f.Close()

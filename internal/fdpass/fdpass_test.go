@@ -2,6 +2,7 @@ package fdpass
 
 import (
 	"errors"
+	"os"
 	"testing"
 	"time"
 
@@ -10,11 +11,16 @@ import (
 
 func pair(t *testing.T) (*Socket, *Socket) {
 	t.Helper()
+	return pairOf(t, New)
+}
+
+func pairOf(t *testing.T, take func(*os.File) (*Socket, error)) (*Socket, *Socket) {
+	t.Helper()
 	a, f, err := Pair()
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := New(f)
+	b, err := take(f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,11 +30,8 @@ func pair(t *testing.T) (*Socket, *Socket) {
 
 // Both ways of waiting get messages whole and with their descriptors, and end at Close.
 func TestRecv(t *testing.T) {
-	for _, inThread := range []bool{false, true} {
-		a, b := pair(t)
-		if inThread {
-			b.WaitInThread()
-		}
+	for _, take := range []func(*os.File) (*Socket, error){New, NewInThread} {
+		a, b := pairOf(t, take)
 		type result struct {
 			text  string
 			files int

@@ -1,0 +1,58 @@
+package wire
+
+import (
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// threaded is a TCP connection that the runtime's poller does not know: reads and writes wait in the kernel, in the thread
+// that calls. In the poller each arrival wakes one more thread, and one of ordinary priority has to pass it on. There are
+// no deadlines; TCP_USER_TIMEOUT (NoticeSilence) ends writes to a peer that is gone.
+type threaded struct {
+	f             *os.File
+	local, remote net.Addr
+}
+
+// newThreaded takes the place of nc, which it closes.
+func newThreaded(nc *net.TCPConn) (*threaded, error) {
+	rc, err := nc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	var ferr error
+	if err := rc.Control(func(was uintptr) { fd, ferr = unix.FcntlInt(was, unix.F_DUPFD_CLOEXEC, 3) }); err != nil {
+		return nil, err
+	}
+	if ferr != nil {
+		return nil, os.NewSyscallError("dup socket", ferr)
+	}
+	t := &threaded{local: nc.LocalAddr(), remote: nc.RemoteAddr()}
+	_ = nc.Close() // out of the poller
+	if err := unix.SetNonblock(fd, false); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("make socket blocking", err)
+	}
+	t.f = os.NewFile(uintptr(fd), "connection") // what blocks is not given to the poller
+	return t, nil
+}
+
+func (t *threaded) Read(b []byte) (int, error)  { return t.f.Read(b) }
+func (t *threaded) Write(b []byte) (int, error) { return t.f.Write(b) }
+
+// Close wakes who reads or writes; the descriptor is closed when they have left the kernel.
+func (t *threaded) Close() error {
+	if rc, err := t.f.SyscallConn(); err == nil {
+		_ = rc.Control(func(fd uintptr) { _ = unix.Shutdown(int(fd), unix.SHUT_RDWR) }) // the peer may have ended
+	}
+	return t.f.Close()
+}
+
+func (t *threaded) LocalAddr() net.Addr              { return t.local }
+func (t *threaded) RemoteAddr() net.Addr             { return t.remote }
+func (t *threaded) SetDeadline(time.Time) error      { return os.ErrNoDeadline }
+func (t *threaded) SetReadDeadline(time.Time) error  { return os.ErrNoDeadline }
+func (t *threaded) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }
