@@ -169,37 +169,45 @@ func (sv *serving) work() {
 		defer urgent.Thread()()
 	}
 	var buf [max(requestSize, layoutSize)]byte
-	for {
-		sv.mu.Lock()
-		if sv.err != nil {
-			sv.mu.Unlock()
-			return
-		}
-		h, p, err := sv.next(buf[:])
-		if err != nil {
-			sv.err = err
-		}
-		// A thread that is alone with the requests keeps its turn: handing it on costs more than the answer.
-		keep := err == nil && sv.lane == wire.LaneUrgent && !sv.c.Buffered()
-		if !keep {
-			sv.mu.Unlock()
-		}
-		if err == nil {
-			err = sv.answer(h, p)
-		}
-		if keep {
-			sv.mu.Unlock()
-		}
-		if err != nil {
-			_ = sv.c.Close()
-			sv.mu.Lock()
-			if sv.err == nil {
-				sv.err = err
-			}
-			sv.mu.Unlock()
-			return
-		}
+	for sv.turn(buf[:]) {
 	}
+}
+
+// turn ends when its request is answered and somebody else may have the turn. It says false when the connection has ended.
+func (sv *serving) turn(buf []byte) bool {
+	sv.mu.Lock()
+	for sv.err == nil {
+		h, p, err := sv.next(buf)
+		if err != nil {
+			sv.endLocked(err)
+			break
+		}
+		// A thread that is alone with the urgent requests keeps its turn: handing it on costs more than the answer.
+		if sv.lane == wire.LaneUrgent && !sv.c.Buffered() {
+			if err := sv.answer(h, p); err != nil {
+				sv.endLocked(err)
+			}
+			continue
+		}
+		sv.mu.Unlock()
+		if err := sv.answer(h, p); err != nil {
+			_ = sv.c.Close() // who reads holds the lock
+			sv.mu.Lock()
+			sv.endLocked(err)
+			break
+		}
+		return true
+	}
+	sv.mu.Unlock()
+	return false
+}
+
+// endLocked ends the connection. The first reason stays.
+func (sv *serving) endLocked(err error) {
+	if sv.err == nil {
+		sv.err = err
+	}
+	_ = sv.c.Close()
 }
 
 func (sv *serving) next(buf []byte) (wire.Header, []byte, error) {
