@@ -73,34 +73,3 @@ type bpfInsn struct {
 	Off  int16
 	Imm  int32
 }
-
-// PAGEMAP_SCAN, include/uapi/linux/fs.h of Linux 6.7.
-const (
-	pagemapScan = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)
-
-	pageIsPresent = 1 << 3
-	pageIsSwapped = 1 << 4
-)
-
-type pmScanArg struct {
-	_                structs.HostLayout
-	Size             uint64
-	Flags            uint64
-	Start            uint64
-	End              uint64
-	WalkEnd          uint64
-	Vec              uint64
-	VecLen           uint64
-	MaxPages         uint64
-	CategoryInverted uint64
-	CategoryMask     uint64
-	CategoryAnyOf    uint64
-	ReturnMask       uint64
-}
-
-type pageRegion struct {
-	_          structs.HostLayout
-	Start      uint64
-	End        uint64
-	Categories uint64
-}

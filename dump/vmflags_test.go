@@ -17,8 +17,6 @@ func TestABI(t *testing.T) {
 		"iter info":   {unsafe.Offsetof(bpfLinkCreateAttr{}.IterInfo), 16},
 		"iter_create": {unsafe.Sizeof(bpfIterCreateAttr{}), 8},
 		"task":        {unsafe.Sizeof(bpfIterTask{}), 16},
-		"pm_scan_arg": {unsafe.Sizeof(pmScanArg{}), 96},
-		"page_region": {unsafe.Sizeof(pageRegion{}), 24},
 		"insn":        {unsafe.Sizeof(bpfInsn{}), 8},
 	} {
 		if s[0] != s[1] {

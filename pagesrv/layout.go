@@ -5,6 +5,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/lazymig/lazymig/internal/pagemap"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -93,7 +94,7 @@ func (t *task) layout(req LayoutRequest, legacy bool) (Layout, error) {
 		if legacy {
 			scan = readRanges
 		}
-		found, end, err := scan(f.pagemap, req.Start, req.End, pageIsGuard, nil)
+		found, end, err := scan(f.pagemap, req.Start, req.End, pagemap.Guard, nil)
 		if err != nil {
 			return fmt.Errorf("scan task %d at %#x: %w", t.id, req.Start, err)
 		}

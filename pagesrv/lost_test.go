@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/internal/pagemap"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -82,7 +83,7 @@ func TestScanHeld(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.stopped(t)
-	if probeScan().scan {
+	if pagemap.Probe().Scan {
 		r := &reading{req: Request{Addr: plain, Pages: 64}}
 		err := f.scan(r, false)
 		t.Logf("this kernel's scan says %v, and %v", err, r.kinds[0])
@@ -185,7 +186,7 @@ func TestReapedVictim(t *testing.T) {
 	if err := tk.exists(); err != nil {
 		t.Fatalf("the task is not to have ended yet: %v", err)
 	}
-	if probeScan().scan {
+	if pagemap.Probe().Scan {
 		r := &reading{req: Request{Addr: a.start, Pages: 64}}
 		if err := tk.files.scan(r, false); err != nil || r.kinds[0] != 0 {
 			t.Fatalf("the scan is to find nothing: %v, %v", r.kinds[0], err)

@@ -5,7 +5,6 @@ import (
 	"encoding/hex"
 	"slices"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,18 +32,6 @@ func TestGolden(t *testing.T) {
 	}
 	if k := []Kind{KindData, KindZero, KindGuard, KindPoison, KindError}; !slices.Equal(k, []Kind{1, 2, 3, 4, 5}) {
 		t.Error(k)
-	}
-}
-
-func TestABI(t *testing.T) {
-	if n := unsafe.Sizeof(pmScanArg{}); n != 96 {
-		t.Errorf("struct pm_scan_arg has %d bytes", n)
-	}
-	if n := unsafe.Sizeof(pageRegion{}); n != 24 {
-		t.Errorf("struct page_region has %d bytes", n)
-	}
-	if n := uintptr(ioctlPagemapScan) >> 16 & 0x3fff; n != unsafe.Sizeof(pmScanArg{}) {
-		t.Errorf("PAGEMAP_SCAN takes %d bytes", n)
 	}
 }
 

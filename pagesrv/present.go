@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/pagemap"
 )
 
 // Present lists which pages of [start, end) a process has contents for: in memory or swapped, neither guard nor the kernel's zero page.
@@ -20,7 +22,7 @@ func Present(pid int, start, end uint64) ([]Range, error) {
 	}
 	defer f.Close()
 	scan := scanRanges
-	if !probeScan().scan {
+	if !pagemap.Probe().Scan {
 		scan = readRanges
 	}
 	var out []Range
@@ -29,7 +31,7 @@ func Present(pid int, start, end uint64) ([]Range, error) {
 			return nil, fmt.Errorf("scan process %d: %w", pid, err)
 		}
 	}
-	var entry [pagemapEntryLen]byte
+	var entry [pagemap.EntrySize]byte
 	if n, err := pread(f, entry[:], 0); err != nil || n == 0 {
 		return nil, fmt.Errorf("scan process %d: %w: %w", pid, ErrSourceLost, unix.ESRCH)
 	}
@@ -48,49 +50,38 @@ func Size(rs []Range) uint64 {
 const scanVec = 1024
 
 // scanRanges appends what PAGEMAP_SCAN finds in [start, end) that is not the zero page and tells how far it came.
-// Guards count only if extra has pageIsGuard.
+// Guards count only if extra has pagemap.Guard.
 func scanRanges(f *os.File, start, end, extra uint64, out []Range) ([]Range, uint64, error) {
-	vec := make([]pageRegion, scanVec)
-	cats := pageIsPresent | pageIsSwapped | pageIsPfnZero | guardCategory()
-	arg := pmScanArg{Start: start, End: end, CategoryAnyofMask: cats, ReturnMask: cats}
-	n, err := pagemapScan(int(f.Fd()), &arg, vec)
+	vec := make([]pagemap.Region, scanVec)
+	cats := pagemap.Present | pagemap.Swapped | pagemap.PfnZero | guardCategory()
+	n, reached, err := pagemap.FD(f.Fd()).Scan(start, end, pagemap.Query{Any: cats, Return: cats}, vec)
 	if err != nil {
 		return out, start, err
 	}
-	// The kernel collects in a buffer of 512 regions, and says where that was full last, also when it came to the end after that
-	// (fs/proc/task_mmu.c, do_pagemap_scan). It stops early only where the vector is full.
-	if n < len(vec) {
-		arg.WalkEnd = end
-	} else {
-		arg.WalkEnd = max(arg.WalkEnd, vec[n-1].End)
-	}
-	if arg.WalkEnd <= start || arg.WalkEnd > end {
-		return out, start, fmt.Errorf("scan of %#x-%#x ended at %#x: %w", start, end, arg.WalkEnd, unix.EIO)
-	}
 	for _, v := range vec[:n] {
-		if v.Categories&pageIsPfnZero != 0 || v.Categories&pageIsGuard&^extra != 0 {
+		if v.Categories&pagemap.PfnZero != 0 || v.Categories&pagemap.Guard&^extra != 0 {
 			continue
 		}
 		out = appendRange(out, Range{v.Start, v.End})
 	}
-	return out, arg.WalkEnd, nil
+	return out, reached, nil
 }
 
 // readRanges is scanRanges for kernels without PAGEMAP_SCAN; there the zero page counts as contents.
 func readRanges(f *os.File, start, end, extra uint64, out []Range) ([]Range, uint64, error) {
 	buf := make([]byte, 64<<10)
-	end = min(end, start+uint64(len(buf)/pagemapEntryLen)*PageSize)
-	buf = buf[:(end-start)/PageSize*pagemapEntryLen]
-	n, err := pread(f, buf, int64(start/PageSize*pagemapEntryLen))
+	end = min(end, start+uint64(len(buf)/pagemap.EntrySize)*PageSize)
+	buf = buf[:(end-start)/PageSize*pagemap.EntrySize]
+	n, err := pread(f, buf, int64(start/PageSize*pagemap.EntrySize))
 	if err != nil {
 		return out, start, err
 	}
 	if n != len(buf) {
 		return out, start, fmt.Errorf("pagemap has %d bytes of %d: %w", n, len(buf), unix.ESRCH)
 	}
-	for ; len(buf) > 0; buf, start = buf[pagemapEntryLen:], start+PageSize {
+	for ; len(buf) > 0; buf, start = buf[pagemap.EntrySize:], start+PageSize {
 		e := binary.NativeEndian.Uint64(buf)
-		if e&(pmPresent|pmSwap) == 0 || (e&pmGuard != 0 && extra&pageIsGuard == 0) {
+		if e&(pagemap.EntryPresent|pagemap.EntrySwapped) == 0 || (e&pagemap.EntryGuard != 0 && extra&pagemap.Guard == 0) {
 			continue
 		}
 		out = appendRange(out, Range{start, start + PageSize})

@@ -3,38 +3,14 @@ package pagesrv
 import (
 	"encoding/binary"
 	"os"
-	"sync"
 	"syscall"
 
-	"golang.org/x/sys/unix"
+	"github.com/lazymig/lazymig/internal/pagemap"
 )
 
-// scanFeature says what PAGEMAP_SCAN of the running kernel can do.
-type scanFeature struct {
-	scan  bool // 6.7
-	guard bool // 6.15
-}
-
-var probeScan = sync.OnceValue(func() scanFeature {
-	var s scanFeature
-	fd, err := unix.Open("/proc/self/pagemap", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return s
-	}
-	defer unix.Close(fd)
-	vec := make([]pageRegion, 1)
-	try := func(mask uint64) bool {
-		_, err := pagemapScan(fd, &pmScanArg{Start: PageSize, End: 2 * PageSize, CategoryAnyofMask: mask, ReturnMask: mask}, vec)
-		return err == nil
-	}
-	s.scan = try(pageIsPresent)
-	s.guard = try(pageIsGuard)
-	return s
-})
-
 func guardCategory() uint64 {
-	if probeScan().guard {
-		return pageIsGuard
+	if pagemap.Probe().Guard {
+		return pagemap.Guard
 	}
 	return 0
 }
@@ -42,15 +18,15 @@ func guardCategory() uint64 {
 // diagnose tells what a page is that neither way could read, from its pagemap entry: poison, a guard
 // (kernels 6.13 and 6.14 have guards, but no category for them), or an error.
 func (f *taskFiles) diagnose(addr uint64, errno syscall.Errno) (Kind, syscall.Errno) {
-	var b [pagemapEntryLen]byte
-	if n, err := pread(f.pagemap, b[:], int64(addr/PageSize*pagemapEntryLen)); err != nil || n != len(b) {
+	var b [pagemap.EntrySize]byte
+	if n, err := pread(f.pagemap, b[:], int64(addr/PageSize*pagemap.EntrySize)); err != nil || n != len(b) {
 		return KindError, errno
 	}
 	e := binary.NativeEndian.Uint64(b[:])
-	if e&pmSwap == 0 {
+	if e&pagemap.EntrySwapped == 0 {
 		return KindError, errno
 	}
-	frame := e & pmFrameMask
+	frame := e & pagemap.EntryFrame
 	typ, offset := frame&(1<<swapTypeBits-1), frame>>swapTypeBits
 	switch {
 	case typ == swapTypeMarker && offset&markerPoisoned != 0:

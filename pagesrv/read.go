@@ -9,6 +9,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/pagemap"
 )
 
 // reading is the work space of one request, reused.
@@ -18,8 +20,7 @@ type reading struct {
 	errno [MaxPages]syscall.Errno
 	buf   []byte // page i of the request at i*PageSize
 
-	vec    [MaxPages + 1]pageRegion
-	arg    pmScanArg
+	vec    [MaxPages + 1]pagemap.Region
 	remote [MaxPages]unix.RemoteIovec
 	local  [MaxPages]unix.Iovec
 	runs   []Run
@@ -93,24 +94,23 @@ func (f *taskFiles) scan(r *reading, legacy bool) error {
 	if legacy {
 		return f.scanPagemap(r)
 	}
-	r.arg = pmScanArg{
-		Start: r.addr(0), End: r.addr(n),
-		CategoryAnyofMask: pageIsPresent | pageIsSwapped | guardCategory(),
-		ReturnMask:        pageIsPresent | pageIsSwapped | pageIsPfnZero | guardCategory(),
+	q := pagemap.Query{
+		Any:    pagemap.Present | pagemap.Swapped | guardCategory(),
+		Return: pagemap.Present | pagemap.Swapped | pagemap.PfnZero | guardCategory(),
 	}
-	got, err := pagemapScan(int(f.pagemap.Fd()), &r.arg, r.vec[:])
+	got, reached, err := pagemap.FD(f.pagemap.Fd()).Scan(r.addr(0), r.addr(n), q, r.vec[:])
 	if err != nil {
 		return err
 	}
-	if r.arg.WalkEnd != r.addr(n) {
-		return fmt.Errorf("scan ended at %#x: %w", r.arg.WalkEnd, unix.EIO)
+	if reached != r.addr(n) {
+		return fmt.Errorf("scan ended at %#x: %w", reached, unix.EIO)
 	}
 	for _, v := range r.vec[:got] {
 		k := kindPresent
 		switch {
-		case v.Categories&pageIsGuard != 0:
+		case v.Categories&pagemap.Guard != 0:
 			k = KindGuard
-		case v.Categories&pageIsPfnZero != 0:
+		case v.Categories&pagemap.PfnZero != 0:
 			k = KindZero
 		}
 		for i := (v.Start - r.req.Addr) / PageSize; i < (v.End-r.req.Addr)/PageSize; i++ {
@@ -124,19 +124,19 @@ func (f *taskFiles) scan(r *reading, legacy bool) error {
 func (f *taskFiles) scanPagemap(r *reading) error {
 	n := int(r.req.Pages)
 	var entries [MaxPages]uint64
-	b := unsafe.Slice((*byte)(unsafe.Pointer(&entries)), n*pagemapEntryLen)
-	got, err := pread(f.pagemap, b, int64(r.addr(0)/PageSize*pagemapEntryLen))
+	b := unsafe.Slice((*byte)(unsafe.Pointer(&entries)), n*pagemap.EntrySize)
+	got, err := pread(f.pagemap, b, int64(r.addr(0)/PageSize*pagemap.EntrySize))
 	if err != nil {
 		return err
 	}
 	if got != len(b) {
-		return fmt.Errorf("pagemap has %d entries of %d: %w: %w", got/pagemapEntryLen, n, ErrSourceLost, unix.ESRCH)
+		return fmt.Errorf("pagemap has %d entries of %d: %w: %w", got/pagemap.EntrySize, n, ErrSourceLost, unix.ESRCH)
 	}
 	for i, e := range entries[:n] {
 		switch {
-		case e&pmGuard != 0:
+		case e&pagemap.EntryGuard != 0:
 			r.kinds[i] = KindGuard
-		case e&(pmPresent|pmSwap) != 0:
+		case e&(pagemap.EntryPresent|pagemap.EntrySwapped) != 0:
 			r.kinds[i] = kindPresent
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/lazymig/lazymig/internal/pagemap"
 	"github.com/lazymig/lazymig/internal/urgent"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -70,7 +71,7 @@ func NewServer(o ServerOptions) (*Server, error) {
 		opts: o, log: o.Log,
 		tasks: make(map[uint32]*task, len(o.Tasks)),
 		conns: make(map[*wire.Conn]struct{}),
-		gate:  newGate(), legacy: !probeScan().scan,
+		gate:  newGate(), legacy: !pagemap.Probe().Scan,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/internal/pagemap"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -16,7 +17,7 @@ import (
 func TestEveryPage(t *testing.T) {
 	kerneltest.Leaks(t)
 	p := start(t)
-	if len(p.areas) < 20 && probeScan().guard {
+	if len(p.areas) < 20 && pagemap.Probe().Guard {
 		t.Fatalf("the program made %d areas only", len(p.areas))
 	}
 	for _, legacy := range []bool{false, true} {

@@ -11,6 +11,8 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/pagemap"
 )
 
 // task is one process whose memory is served. Its descriptors are opened at the first use after the freeze,
@@ -204,7 +206,7 @@ func (t *task) exists() error {
 
 // scanHeld proves, after a scan, that what the scan called absent was so in the living task; see the package doc, 3.
 func (t *task) scanHeld(f *taskFiles) error {
-	var entry [pagemapEntryLen]byte
+	var entry [pagemap.EntrySize]byte
 	n, err := pread(f.pagemap, entry[:], 0)
 	if err == nil && n == 0 {
 		err = unix.ESRCH

@@ -61,22 +61,3 @@ const (
 	uffdAPI      = 0xaa
 	uffdioAPICmd = 0xc018aa3f // _IOWR(0xaa, 0x3f, struct uffdio_api)
 )
-
-// pmScanArg is struct pm_scan_arg of include/uapi/linux/fs.h, v6.7.
-type pmScanArg struct {
-	_                 structs.HostLayout
-	Size              uint64
-	Flags             uint64
-	Start             uint64
-	End               uint64
-	WalkEnd           uint64
-	Vec               uint64
-	VecLen            uint64
-	MaxPages          uint64
-	CategoryInverted  uint64
-	CategoryMask      uint64
-	CategoryAnyofMask uint64
-	ReturnMask        uint64
-}
-
-const pagemapScanCmd = 0xc0606610 // _IOWR('f', 16, struct pm_scan_arg)

@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/pagemap"
 )
 
 // The features of a kernel that are looked for. Those marked needed have no fallback.
@@ -36,7 +38,7 @@ func (f *Facts) readFeatures(proc string) {
 	const events = 1<<1 | 1<<2 | 1<<3 | 1<<6 // FORK, REMAP, REMOVE, UNMAP
 	have[featUffd] = got&events == events
 	have[featPoison] = got&(1<<14) != 0
-	have[featPagemapScan] = pagemapScanWorks()
+	have[featPagemapScan] = pagemap.Probe().Scan
 	have[featFuse] = unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) == nil
 	have[featPassthrough] = have[featFuse] && kernelAtLeast(f.Kernel, 6, 9)
 	have[featTimeNS] = exists(filepath.Join(proc, "self/ns/time"))
@@ -87,18 +89,6 @@ func uffdFeatures() uint64 {
 		return 0
 	}
 	return api.Features
-}
-
-// pagemapScanWorks scans one page of this process.
-func pagemapScanWorks() bool {
-	fd, err := unix.Open("/proc/self/pagemap", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return false
-	}
-	defer unix.Close(fd)
-	arg := pmScanArg{Size: uint64(unsafe.Sizeof(pmScanArg{})), Start: 0x10000, End: 0x10000 + uint64(unix.Getpagesize())}
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), pagemapScanCmd, uintptr(unsafe.Pointer(&arg)))
-	return errno == 0
 }
 
 func pidfdGetfdWorks() bool {

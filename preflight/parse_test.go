@@ -19,7 +19,6 @@ func TestABISizes(t *testing.T) {
 		"unix_diag_req": {unsafe.Sizeof(unixDiagReq{}), 24},
 		"unix_diag_msg": {unsafe.Sizeof(unixDiagMsg{}), 16},
 		"uffdio_api":    {unsafe.Sizeof(uffdioAPI{}), 24},
-		"pm_scan_arg":   {unsafe.Sizeof(pmScanArg{}), 96},
 	} {
 		if c[0] != c[1] {
 			t.Errorf("%s has %d bytes, want %d", name, c[0], c[1])

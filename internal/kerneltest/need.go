@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/pagemap"
 	"github.com/lazymig/lazymig/setup"
 )
 
@@ -133,16 +134,8 @@ func probeFUSE() error {
 }
 
 func probePagemapScan() error {
-	fd, err := unix.Open("/proc/self/pagemap", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open pagemap: %w", err)
-	}
-	defer unix.Close(fd)
-	// Without arguments a kernel that knows the ioctl says EFAULT, another ENOTTY.
-	const pagemapScan = 0xc0606610
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), pagemapScan, 0)
-	if errno == unix.ENOTTY {
-		return errno
+	if !pagemap.Probe().Scan {
+		return unix.ENOTTY
 	}
 	return nil
 }

@@ -12,38 +12,6 @@ const (
 	ioctlWake     = 0x8010aa02 // UFFDIO_WAKE
 )
 
-// include/uapi/linux/fs.h (6.7 and later).
-const (
-	ioctlPagemapScan = 0xc0606610 // PAGEMAP_SCAN
-	pageIsPresent    = 1 << 3
-	pageIsSwapped    = 1 << 4
-)
-
-// pmScanArg is struct pm_scan_arg.
-type pmScanArg struct {
-	_          structs.HostLayout
-	size       uint64
-	flags      uint64
-	start      uint64
-	end        uint64
-	walkEnd    uint64 // out
-	vec        uint64
-	vecLen     uint64
-	maxPages   uint64
-	inverted   uint64
-	mask       uint64
-	anyOf      uint64
-	returnMask uint64
-}
-
-// pageRegion is struct page_region.
-type pageRegion struct {
-	_          structs.HostLayout
-	start      uint64
-	end        uint64
-	categories uint64
-}
-
 // Events of struct uffd_msg.
 const (
 	evPagefault = 0x12

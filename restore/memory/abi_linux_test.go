@@ -18,8 +18,6 @@ func TestABI(t *testing.T) {
 		{"uffdio_copy", unsafe.Sizeof(uffdCopy{}), 40, ioctlCopy, iowr(3, 3, 40)},
 		{"uffdio_zeropage", unsafe.Sizeof(uffdFill{}), 32, ioctlZeropage, iowr(3, 4, 32)},
 		{"uffdio_poison", unsafe.Sizeof(uffdFill{}), 32, ioctlPoison, iowr(3, 8, 32)},
-		{"pm_scan_arg", unsafe.Sizeof(pmScanArg{}), 96, ioctlPagemapScan, 3<<30 | 96<<16 | 'f'<<8 | 16},
-		{"page_region", unsafe.Sizeof(pageRegion{}), 24, 0, 0},
 	} {
 		if c.size != c.want || c.request != c.expected {
 			t.Errorf("%s: size %d, not %d; request %#x, not %#x", c.name, c.size, c.want, c.request, c.expected)

@@ -21,7 +21,7 @@ type mm struct {
 	round   int // reads of the descriptor that brought something
 	settled bool
 
-	pages   *pagemap // of the process that was seen to have this mm; nil: not seen yet
+	pages   *pages // of the process that was seen to have this mm; nil: not seen yet
 	guesses int
 
 	waiting map[uint64]time.Time // addresses of threads whose fault was read, since when

@@ -2,48 +2,43 @@ package memory
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/pagemap"
 )
 
-// Bits of an entry of /proc/PID/pagemap (Documentation/admin-guide/mm/pagemap.rst).
-const (
-	pmGuard   = 1 << 58 // since 6.15; older kernels have no guards, or do not show them
-	pmSwapped = 1 << 62
-	pmPresent = 1 << 63
-)
-
-// pagemap is an open /proc/PID/pagemap. It stays that of the mm that PID had when it was opened, whatever PID does.
-type pagemap struct {
-	fd  int
-	buf [512 * 8]byte
-	vec [64]pageRegion // not on a stack, which may move
+// pages is an open /proc/PID/pagemap. It stays that of the mm that PID had when it was opened, whatever PID does.
+type pages struct {
+	fd  pagemap.FD
+	buf [512 * pagemap.EntrySize]byte
+	vec [64]pagemap.Region
 }
 
-func openPagemap(proc string, pid uint32) (*pagemap, error) {
+func openPagemap(proc string, pid uint32) (*pages, error) {
 	fd, err := unix.Open(filepath.Join(proc, strconv.FormatUint(uint64(pid), 10), "pagemap"), unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open pagemap of %d: %w", pid, err)
 	}
-	return &pagemap{fd: fd}, nil
+	return &pages{fd: pagemap.FD(fd)}, nil
 }
 
-func (p *pagemap) close() {
+func (p *pages) close() {
 	if p != nil {
-		_ = unix.Close(p.fd)
+		_ = unix.Close(int(p.fd))
 	}
 }
 
 // each calls f with the entry of each page of [addr, addr+n pages) until f says false.
-func (p *pagemap) each(addr uint64, n int, f func(i int, entry uint64) bool) error {
+func (p *pages) each(addr uint64, n int, f func(i int, entry uint64) bool) error {
 	for i := 0; i < n; {
 		k := min(n-i, len(p.buf)/8)
-		got, err := unix.Pread(p.fd, p.buf[:k*8], int64(addr/pageSize*8)+int64(i)*8)
+		got, err := unix.Pread(int(p.fd), p.buf[:k*8], int64(addr/pageSize*8)+int64(i)*8)
 		if err == unix.EINTR {
 			continue
 		}
@@ -64,43 +59,34 @@ func (p *pagemap) each(addr uint64, n int, f func(i int, entry uint64) bool) err
 }
 
 // here says whether a page is present or swapped out.
-func (p *pagemap) here(addr uint64) bool {
+func (p *pages) here(addr uint64) bool {
 	ok := false
-	_ = p.each(addr, 1, func(_ int, e uint64) bool { ok = e&(pmPresent|pmSwapped) != 0; return false })
+	_ = p.each(addr, 1, func(_ int, e uint64) bool { ok = e&(pagemap.EntryPresent|pagemap.EntrySwapped) != 0; return false })
 	return ok
 }
 
 // absent calls f with the ranges of [start, end) where nothing is present or swapped out. A guard counts as swapped, or is
 // in a range.
-func (p *pagemap) absent(start, end uint64, f func(start, end uint64)) error {
+func (p *pages) absent(start, end uint64, f func(start, end uint64)) error {
+	const there = pagemap.Present | pagemap.Swapped
+	q := pagemap.Query{All: there, Not: there, Return: pagemap.Present}
 	for start < end {
-		a := pmScanArg{
-			start: start, end: end, vec: uint64(uintptr(unsafe.Pointer(&p.vec))), vecLen: uint64(len(p.vec)),
-			inverted: pageIsPresent | pageIsSwapped, mask: pageIsPresent | pageIsSwapped, returnMask: pageIsPresent,
-		}
-		a.size = uint64(unsafe.Sizeof(a))
-		n, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(p.fd), ioctlPagemapScan, uintptr(unsafe.Pointer(&a)))
-		switch e {
-		case 0:
-		case unix.EINTR:
-			continue
-		case unix.ENOTTY: // before 6.7: page by page
+		n, reached, err := p.fd.Scan(start, end, q, p.vec[:])
+		if errors.Is(err, unix.ENOTTY) { // before 6.7: page by page
 			return p.each(start, int((end-start)/pageSize), func(i int, entry uint64) bool {
-				if entry&(pmPresent|pmSwapped) == 0 {
+				if entry&(pagemap.EntryPresent|pagemap.EntrySwapped) == 0 {
 					f(start+uint64(i)*pageSize, start+uint64(i+1)*pageSize)
 				}
 				return true
 			})
-		default:
-			return fmt.Errorf("scan pagemap: %w", e)
+		}
+		if err != nil {
+			return fmt.Errorf("scan pagemap: %w", err)
 		}
 		for _, r := range p.vec[:n] {
-			f(r.start, r.end)
+			f(r.Start, r.End)
 		}
-		if a.walkEnd <= start {
-			return fmt.Errorf("scan pagemap: no progress at %#x: %w", start, unix.EIO)
-		}
-		start = a.walkEnd
+		start = reached
 	}
 	return nil
 }
@@ -110,7 +96,7 @@ const maxGuesses = 8
 
 // suspects are the processes that may have m, with addr missing: its task's, or for a child's those that nobody has.
 // Which has it shows when the page is filled: see convict. The FORK event tells no pid.
-func (e *Engine) suspects(m *mm, addr uint64) map[uint32]*pagemap {
+func (e *Engine) suspects(m *mm, addr uint64) map[uint32]*pages {
 	if m.pages != nil || m.guesses >= maxGuesses {
 		return nil
 	}
@@ -119,7 +105,7 @@ func (e *Engine) suspects(m *mm, addr uint64) map[uint32]*pagemap {
 	if m.id == 0 {
 		pids = e.strangers()
 	}
-	s := map[uint32]*pagemap{}
+	s := map[uint32]*pages{}
 	for _, pid := range pids {
 		p, err := openPagemap(e.opt.Proc, pid)
 		if err != nil {
@@ -136,7 +122,7 @@ func (e *Engine) suspects(m *mm, addr uint64) map[uint32]*pagemap {
 
 // convict takes the process where the page that was filled in m has appeared: nothing else can make a missing page of
 // registered memory appear.
-func (e *Engine) convict(m *mm, addr uint64, s map[uint32]*pagemap) {
+func (e *Engine) convict(m *mm, addr uint64, s map[uint32]*pages) {
 	for pid, p := range s {
 		if m.pages == nil && p.here(addr) {
 			m.pages, m.id = p, pid
@@ -181,7 +167,7 @@ func (e *Engine) skipGuards(v *view, addr uint64, page, n int) int {
 	}
 	free, guards := n, 0
 	err := m.pages.each(addr, n, func(i int, entry uint64) bool {
-		switch guard := entry&pmGuard != 0; {
+		switch guard := entry&pagemap.EntryGuard != 0; {
 		case guard && i == guards:
 			guards++ // one at the front: only those are dealt with now
 		case guard:
@@ -224,7 +210,7 @@ func (e *Engine) prove(m *mm) bool {
 				}
 				j := data.nextClear(i, last)
 				_ = m.pages.each(s.start+uint64(i-s.off)*pageSize, j-i, func(_ int, entry uint64) bool {
-					if entry&(pmPresent|pmSwapped|pmGuard) == 0 {
+					if entry&(pagemap.EntryPresent|pagemap.EntrySwapped|pagemap.EntryGuard) == 0 {
 						absent++
 					}
 					return true
