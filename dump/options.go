@@ -20,6 +20,7 @@ type Options struct {
 	FileLocks   bool
 	ShellJob    bool
 	LinkRemap   bool
+	Datagrams   bool     // some of its sockets are connected to datagram sockets outside, by name
 	GhostLimit  uint32   // 0: CRIU's
 	External    []string // CRIU's: what it need not dump, such as unix[INODE]
 	Unhidden    bool     // hide nothing: the dump takes as long as the memory is large

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/preflight"
+	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/restore/memory"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -25,17 +26,20 @@ const (
 	maxCPUs       = 1 << 16
 )
 
+const maxDatagrams = 64 // names of sockets, in a prepareMsg
+
 // prepareMsg tells the target what is to come.
 type prepareMsg struct {
-	Host      string  `json:"host"`
-	HostName  string  `json:"host_name"` // the tree's
-	PIDs      []int32 `json:"pids"`      // all tasks and threads, in the tree's PID namespace
-	Memory    uint64  `json:"memory"`
-	MemoryMax string  `json:"memory_max,omitempty"`
-	CPUMax    string  `json:"cpu_max,omitempty"`
-	PidsMax   string  `json:"pids_max,omitempty"`
-	Comm      string  `json:"comm"`
-	Stdio     string  `json:"stdio,omitempty"` // where standard streams go, if the tree has any whose other end stays
+	Host      string   `json:"host"`
+	HostName  string   `json:"host_name"` // the tree's
+	PIDs      []int32  `json:"pids"`      // all tasks and threads, in the tree's PID namespace
+	Memory    uint64   `json:"memory"`
+	MemoryMax string   `json:"memory_max,omitempty"`
+	CPUMax    string   `json:"cpu_max,omitempty"`
+	PidsMax   string   `json:"pids_max,omitempty"`
+	Comm      string   `json:"comm"`
+	Datagrams []string `json:"datagrams,omitempty"` // names of sockets outside that it sends to
+	Stdio     string   `json:"stdio,omitempty"`     // where standard streams go, if the tree has any whose other end stays
 
 	Token wire.Token `json:"token"`
 }
@@ -55,6 +59,14 @@ func (m *prepareMsg) check() error {
 	for _, p := range m.PIDs {
 		if p < 1 {
 			return fmt.Errorf("PID %d", p)
+		}
+	}
+	if len(m.Datagrams) > maxDatagrams {
+		return fmt.Errorf("datagram sockets connected to %d others", len(m.Datagrams))
+	}
+	for _, n := range m.Datagrams {
+		if !restore.ValidDatagram(n) {
+			return fmt.Errorf("name of socket %q", n)
 		}
 	}
 	return nil

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,6 +28,11 @@ func TestMessageChecks(t *testing.T) {
 		{"prepare", &prepareMsg{PIDs: []int32{5}}, true},
 		{"prepare without PIDs", &prepareMsg{}, false},
 		{"prepare with PID 0", &prepareMsg{PIDs: []int32{5, 0}}, false},
+		{"prepare with names", &prepareMsg{PIDs: []int32{5}, Datagrams: []string{"/dev/log", "\x00a\x00b"}}, true},
+		{"prepare with a relative name", &prepareMsg{PIDs: []int32{5}, Datagrams: []string{"log"}}, false},
+		{"prepare with a zero in a path", &prepareMsg{PIDs: []int32{5}, Datagrams: []string{"/dev/log\x00x"}}, false},
+		{"prepare with too long a name", &prepareMsg{PIDs: []int32{5}, Datagrams: []string{"/" + strings.Repeat("x", 108)}}, false},
+		{"prepare with too many names", &prepareMsg{PIDs: []int32{5}, Datagrams: slices.Repeat([]string{"/dev/log"}, maxDatagrams+1)}, false},
 		{"restore", &restoreMsg{Tasks: region(0x1000, 0x3000)}, true},
 		{"restore of nothing", &restoreMsg{}, false},
 		{"empty region", &restoreMsg{Tasks: region(0x1000, 0x1000)}, false},

@@ -108,6 +108,7 @@ func (s *Source) prepare(ctx context.Context) error {
 	if s.dump, err = dump.Prepare(ctx, dump.Options{
 		PID: s.opt.PID, CriuPath: s.opt.CRIUPath, CriuPrefix: s.opt.CRIUPrefix, ID: s.opt.ID, Log: s.log,
 		TCPClose: want.TCPClose, FileLocks: want.FileLocks, ShellJob: want.ShellJob, GhostLimit: want.GhostLimit, LinkRemap: want.LinkRemap,
+		Datagrams:   len(want.Datagrams) > 0,
 		External:    s.stdioExternal(),
 		GrantRecord: filepath.Join(s.rec.Dir, "record"), GrantMark: grantMark,
 		KeeperArgv: []string{s.opt.Exe, dump.KeeperArg},
@@ -119,6 +120,7 @@ func (s *Source) prepare(ctx context.Context) error {
 	m := prepareMsg{
 		Host: host, HostName: tree.HostName, Memory: tree.MemoryPresent, Comm: tree.Tasks[0].Comm, Token: s.d.token,
 		CPUMax: tree.Cgroup.CPUMax, MemoryMax: limit(tree.Cgroup.MemoryMax), PidsMax: limit(tree.Cgroup.PidsMax),
+		Datagrams: want.Datagrams,
 	}
 	if len(s.rep.Want.Stdio) > 0 {
 		m.Stdio = s.opt.Stdio

@@ -50,7 +50,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 	}
 	t.capsule, err = restore.Start(ctx, restore.Options{
 		ID: t.id, Exe: opt.Exe, CriuPrefix: opt.CRIUPref, CriuPath: opt.CRIUPath, ImagesDir: t.tmp, Fuse: dev,
-		Hostname: t.msg.HostName, PIDs: t.msg.PIDs,
+		Hostname: t.msg.HostName, PIDs: t.msg.PIDs, Datagrams: t.msg.Datagrams,
 		MemoryMax: t.msg.MemoryMax, CPUMax: t.msg.CPUMax, PidsMax: t.msg.PidsMax, Log: t.log,
 	})
 	if err != nil {

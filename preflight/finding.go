@@ -165,16 +165,17 @@ type Listen struct {
 
 // Want collects what the dump, the restore and the time after it have to do for this tree.
 type Want struct {
-	FileLocks      bool    `json:"file_locks"`
-	ShellJob       bool    `json:"shell_job"`
-	TCPClose       bool    `json:"tcp_close"`
-	LinkRemap      bool    `json:"link_remap"`
-	ExtUnix        bool    `json:"ext_unix"`    // datagram sockets connected to a named one outside: CRIU's ext_unix_sk
-	GhostLimit     uint32  `json:"ghost_limit"` // 0: CRIU's default suffices
-	TCPEstablished int     `json:"tcp_established"`
-	TCPInside      int     `json:"tcp_inside"` // of these, with both ends in the tree
-	Stdio          []Stdio `json:"stdio"`
-	Fixups         []Fixup `json:"fixups"`
+	FileLocks      bool   `json:"file_locks"`
+	ShellJob       bool   `json:"shell_job"`
+	TCPClose       bool   `json:"tcp_close"`
+	LinkRemap      bool   `json:"link_remap"`
+	GhostLimit     uint32 `json:"ghost_limit"` // 0: CRIU's default suffices
+	TCPEstablished int    `json:"tcp_established"`
+	TCPInside      int    `json:"tcp_inside"` // of these, with both ends in the tree
+	// Datagrams are the names of sockets outside which datagram sockets of the tree are connected to; abstract ones begin with a zero byte.
+	Datagrams []string `json:"datagrams"`
+	Stdio     []Stdio  `json:"stdio"`
+	Fixups    []Fixup  `json:"fixups"`
 }
 
 // Stdio is a descriptor of the tree onto standard input, output or error whose other side is outside of the tree.

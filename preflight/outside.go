@@ -327,11 +327,13 @@ func (in *inspector) socketsOutside(out *outside, std map[string]bool) {
 			for _, h := range s.holders {
 				in.heldOutside(std, h.t, h.d, hs, "", "", "")
 			}
-		case halfPair && s.unix.typ == unix.SOCK_DGRAM && s.peerName != "":
-			in.rep.Want.ExtUnix = true
+		case halfPair && s.unix.typ == unix.SOCK_DGRAM && lasting(s.peerName):
+			if want := &in.rep.Want; !slices.Contains(want.Datagrams, s.peerName) {
+				want.Datagrams = append(want.Datagrams, s.peerName)
+			}
 			in.add(Finding{
 				"unix-datagram", Info, h.t.PID, fmt.Sprintf("descriptor %d of %s sends datagrams to %q", h.d.fd, h.t.Comm, s.peerName),
-				"at the target it is connected to the socket of that name there", "CRIU's ext_unix_sk is set",
+				"at the target it is connected to the socket of that name there", "",
 			})
 		case halfPair:
 			in.heldOutside(std, h.t, h.d, out.links[fmt.Sprintf("socket:[%d]", peer)], "unix-peer", "one end of an AF_UNIX connection, the other end", "quiesce the client: let it disconnect")
@@ -345,6 +347,11 @@ func (in *inspector) socketsOutside(out *outside, std map[string]bool) {
 			})
 		}
 	}
+}
+
+// lasting says whether a socket's name means the same everywhere on a host: abstract, or an absolute path.
+func lasting(name string) bool {
+	return strings.HasPrefix(name, "\x00") || strings.HasPrefix(name, "/")
 }
 
 // anonOutside finds eventfds, epolls, timers … that others hold too. kcmp puts open files into an order, so the

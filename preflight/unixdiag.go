@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -96,6 +97,9 @@ func parseUnixSock(b []byte) (unixSock, bool) {
 		switch v := a[4:size]; {
 		case typ == unixDiagName:
 			s.name = string(v)
+			if path, _, _ := strings.Cut(s.name, "\x00"); path != "" { // the kernel counts a path's zero byte in (net/unix/af_unix.c, unix_mkname_bsd)
+				s.name = path
+			}
 		case typ == unixDiagPeer && len(v) >= 4:
 			s.peer = uint64(ne.Uint32(v))
 		}

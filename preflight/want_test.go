@@ -18,7 +18,7 @@ import (
 // TestOptions shows the options that are set by themselves, each by a process that needs it.
 func TestOptions(t *testing.T) {
 	plain := look(t, Options{PID: mode(t, "plain").pid}).Want
-	if plain.FileLocks || plain.ShellJob || plain.TCPClose || plain.LinkRemap || plain.ExtUnix || plain.GhostLimit != 0 || len(plain.Fixups) > 0 {
+	if plain.FileLocks || plain.ShellJob || plain.TCPClose || plain.LinkRemap || len(plain.Datagrams) > 0 || plain.GhostLimit != 0 || len(plain.Fixups) > 0 {
 		t.Errorf("a plain process needs options: %+v", plain)
 	}
 	for _, c := range []struct {
@@ -88,7 +88,7 @@ func TestUnixPeers(t *testing.T) {
 	defer d.Close()
 	r := look(t, Options{PID: mode(t, "unix_dgram", dgram).pid})
 	find(t, r, "unix-datagram", Info)
-	if err := r.Err(); err != nil || !r.Want.ExtUnix {
+	if err := r.Err(); err != nil || !slices.Equal(r.Want.Datagrams, []string{dgram}) {
 		t.Errorf("datagrams: %v, want %+v", err, r.Want)
 	}
 }

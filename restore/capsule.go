@@ -47,6 +47,9 @@ type Options struct {
 	// PIDs are those of the tree's tasks and threads, and the sessions and process groups that they are in.
 	PIDs []int32
 
+	// Datagrams are names of this host's sockets that sockets of the tree will be connected to; abstract ones begin with a zero byte.
+	Datagrams []string
+
 	MemoryMax, CPUMax, PidsMax string // as in cgroup v2's files; empty: no limit
 
 	Stderr *os.File // of guardian and handler; default: this process's
@@ -84,6 +87,7 @@ type startConfig struct {
 	RootDir   string
 	BindRoot  string
 	Hostname  string
+	Datagrams []string
 	Debug     bool
 }
 
@@ -104,6 +108,9 @@ func Start(ctx context.Context, o Options) (*Capsule, error) {
 			return nil, fmt.Errorf("make capsule: %w", err)
 		}
 	}
+	if err := reach(o.Datagrams); err != nil {
+		return nil, fmt.Errorf("make capsule: %w", err)
+	}
 	prefix, err := criuPrefix(o)
 	if err != nil {
 		return nil, fmt.Errorf("make capsule: %w", err)
@@ -121,7 +128,7 @@ func Start(ctx context.Context, o Options) (*Capsule, error) {
 func (c *Capsule) start(ctx context.Context, prefix string) error {
 	cfg := startConfig{
 		Prefix: prefix, ImagesDir: c.o.ImagesDir, WorkDir: filepath.Join(c.o.ImagesDir, "work"), RootDir: filepath.Join(c.o.ImagesDir, "root"),
-		BindRoot: c.o.BindRoot, Hostname: c.o.Hostname, Debug: c.log.Enabled(ctx, slog.LevelDebug),
+		BindRoot: c.o.BindRoot, Hostname: c.o.Hostname, Datagrams: c.o.Datagrams, Debug: c.log.Enabled(ctx, slog.LevelDebug),
 	}
 	for _, d := range []string{cfg.WorkDir, cfg.RootDir} {
 		if err := os.Mkdir(d, 0o700); err != nil {

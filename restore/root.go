@@ -64,6 +64,9 @@ func setUpRoot(cfg startConfig, fuse *os.File) error {
 			return fmt.Errorf("bind /dev/shm: %w", err)
 		}
 	}
+	if err := bindDatagrams(root, cfg.Datagrams); err != nil {
+		return err
+	}
 	if err := unix.Mount("proc", filepath.Join(root, "proc"), "proc", 0, ""); err != nil {
 		return fmt.Errorf("mount proc: %w", err)
 	}
