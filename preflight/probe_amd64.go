@@ -21,7 +21,9 @@ import (
 //	INTERRUPT, CONT → stop as at first: registers and mask restored, DETACH
 //
 // The last stop has to be of the same kind as the first: only there the kernel restarts a system call that was
-// interrupted. No memory of the thread is written. What the thread sees is what any debugger or freezer causes: a blocked
+// interrupted. Whatever stop the thread comes into forgets an interrupt that was asked for before (kernel/signal.c,
+// ptrace_stop), so it is never let go on from a stop with registers that are not its own but with a new one: it
+// would run on behind the vdso's system call. No memory of the thread is written. What the thread sees is what any debugger or freezer causes: a blocked
 // epoll_wait may say EINTR. Not touched are threads in a critical section of rseq (a new instruction pointer would make
 // the kernel forget the section), stopped ones, 32-bit ones and those with a system call dispatcher.
 // TestProbeIsHarmless hammers this.
@@ -36,8 +38,8 @@ const (
 	eventStop          = 128
 	sysgoodTrap        = unix.SIGTRAP | 0x80
 	userCS64           = 0x33
-	probeStopLimit     = 100 * time.Millisecond // a thread that does not stop is in uninterruptible sleep
-	probeRestoreLimit  = 30 * time.Second       // registers are put back however long it takes
+	probeStopLimit     = 100 * time.Millisecond // a thread that sleeps uninterruptibly for so long is let be
+	probeLimit         = 30 * time.Second       // one that does not get a CPU, and putting registers back
 	probeRetries       = 20                     // rseq sections are microseconds long
 	noSyscall          = ^uint64(0)
 	sizeofDispatchConf = 32
@@ -61,6 +63,8 @@ type tracee struct {
 	mask    uint64
 	changed bool // the registers are not the thread's own
 	gone    bool
+	stopped bool        // it is in a stop that wait told of
+	signal  unix.Signal // that this stop was for, and that is to be delivered; 0: none
 }
 
 // ask makes a thread do the calls. It must run on a locked thread that ends soon: if it fails to detach, the
@@ -83,7 +87,7 @@ func askOnce(tid int, seccomp bool, insn uint64, calls []call) (results []int64,
 		return nil, fmt.Errorf("seize thread %d: %w", tid, err)
 	}
 	p := &tracee{tid: tid}
-	if err := p.stop(probeStopLimit); err != nil {
+	if err := p.stop(); err != nil {
 		_ = ptrace(unix.PTRACE_DETACH, tid, 0, 0)
 		return nil, err
 	}
@@ -116,9 +120,9 @@ func ptrace(req, tid int, addr, data uintptr) error {
 	return nil
 }
 
-// wait waits for the next stop. It polls: a blocking wait could not be given up.
-func (p *tracee) wait(limit time.Duration) (unix.WaitStatus, error) {
-	end := time.Now().Add(limit)
+// wait waits for the next stop. It polls: a blocking wait could not be given up. An uninterruptible sleep is waited for only if patient.
+func (p *tracee) wait(patient bool) (unix.WaitStatus, error) {
+	began := time.Now()
 	for n := 0; ; n++ {
 		var st unix.WaitStatus
 		got, err := unix.Wait4(p.tid, &st, unix.WALL|unix.WNOHANG, nil)
@@ -132,8 +136,12 @@ func (p *tracee) wait(limit time.Duration) (unix.WaitStatus, error) {
 				p.gone = true
 				return 0, fmt.Errorf("thread %d: %w", p.tid, unix.ESRCH)
 			}
+			p.stopped, p.signal = true, 0
+			if sig := st.StopSignal(); !isEventStop(st) && sig != sysgoodTrap && sig != unix.SIGTRAP {
+				p.signal = sig
+			}
 			return st, nil
-		case time.Now().After(end):
+		case time.Since(began) > probeLimit, !patient && time.Since(began) > probeStopLimit && p.uninterruptible():
 			return 0, fmt.Errorf("thread %d does not stop: %w", p.tid, errCannot)
 		}
 		if n > 50 {
@@ -142,16 +150,31 @@ func (p *tracee) wait(limit time.Duration) (unix.WaitStatus, error) {
 	}
 }
 
+// uninterruptible tells a thread that sleeps from one that only waits for a CPU.
+func (p *tracee) uninterruptible() bool {
+	st, err := readStat(fmt.Sprintf("/proc/%d", p.tid))
+	return err == nil && st.state == 'D'
+}
+
+// resume lets the thread go on from a stop.
+func (p *tracee) resume(how int) error {
+	if err := ptrace(how, p.tid, 0, uintptr(p.signal)); err != nil {
+		return fmt.Errorf("continue thread %d: %w", p.tid, err)
+	}
+	p.stopped = false
+	return nil
+}
+
 func isEventStop(st unix.WaitStatus) bool { return uint32(st)>>16 == eventStop }
 
 // stop brings the thread into the stop that PTRACE_INTERRUPT makes. Signals that come first are delivered: its
 // registers are still its own.
-func (p *tracee) stop(limit time.Duration) error {
+func (p *tracee) stop() error {
 	if err := ptrace(unix.PTRACE_INTERRUPT, p.tid, 0, 0); err != nil {
 		return fmt.Errorf("interrupt thread %d: %w", p.tid, err)
 	}
 	for {
-		st, err := p.wait(limit)
+		st, err := p.wait(false)
 		if err != nil {
 			return err
 		}
@@ -161,8 +184,11 @@ func (p *tracee) stop(limit time.Duration) error {
 			}
 			return nil
 		}
-		if err := ptrace(unix.PTRACE_CONT, p.tid, 0, uintptr(st.StopSignal())); err != nil {
-			return fmt.Errorf("continue thread %d: %w", p.tid, err)
+		if err := ptrace(unix.PTRACE_INTERRUPT, p.tid, 0, 0); err != nil { // this stop has forgotten the first
+			return fmt.Errorf("interrupt thread %d: %w", p.tid, err)
+		}
+		if err := p.resume(unix.PTRACE_CONT); err != nil {
+			return err
 		}
 	}
 }
@@ -228,17 +254,14 @@ func (p *tracee) setMask(m uint64) error {
 
 // do runs one system call and returns what it returned.
 func (p *tracee) do(insn uint64, c call) (int64, error) {
-	r := p.saved
-	r.Rip, r.Rax, r.Orig_rax = insn, c.nr, noSyscall
-	r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9 = c.args[0], c.args[1], c.args[2], c.args[3], c.args[4], 0
-	if err := unix.PtraceSetRegs(p.tid, &r); err != nil {
-		return 0, fmt.Errorf("set registers of %d: %w", p.tid, err)
+	if err := p.prepare(insn, c); err != nil {
+		return 0, err
 	}
 	for range 2 { // entry and exit
-		if err := ptrace(unix.PTRACE_SYSCALL, p.tid, 0, 0); err != nil {
-			return 0, fmt.Errorf("continue thread %d: %w", p.tid, err)
+		if err := p.resume(unix.PTRACE_SYSCALL); err != nil {
+			return 0, err
 		}
-		st, err := p.wait(probeStopLimit)
+		st, err := p.wait(true)
 		if err != nil {
 			return 0, err
 		}
@@ -246,10 +269,22 @@ func (p *tracee) do(insn uint64, c call) (int64, error) {
 			return 0, fmt.Errorf("thread %d was stopped by %v: %w", p.tid, st.StopSignal(), errCannot)
 		}
 	}
+	var r unix.PtraceRegs
 	if err := unix.PtraceGetRegs(p.tid, &r); err != nil {
 		return 0, fmt.Errorf("get result from %d: %w", p.tid, err)
 	}
 	return int64(r.Rax), nil
+}
+
+// prepare sets the registers for a system call.
+func (p *tracee) prepare(insn uint64, c call) error {
+	r := p.saved
+	r.Rip, r.Rax, r.Orig_rax = insn, c.nr, noSyscall
+	r.Rdi, r.Rsi, r.Rdx, r.R10, r.R8, r.R9 = c.args[0], c.args[1], c.args[2], c.args[3], c.args[4], 0
+	if err := unix.PtraceSetRegs(p.tid, &r); err != nil {
+		return fmt.Errorf("set registers of %d: %w", p.tid, err)
+	}
+	return nil
 }
 
 // restore puts everything back and lets go. Until the registers are the thread's own again it may not run.
@@ -276,20 +311,21 @@ func (p *tracee) restore() error {
 // stopForRestore brings it from whatever stop, or from running, to an event stop. All signals but SIGKILL and SIGSTOP
 // are blocked; an event stop by SIGSTOP will do as well, the stop stays in effect after the detach.
 func (p *tracee) stopForRestore() error {
-	if err := ptrace(unix.PTRACE_INTERRUPT, p.tid, 0, 0); err != nil {
-		return ignoreGone(p, err)
-	}
-	_ = ptrace(unix.PTRACE_CONT, p.tid, 0, 0) // fails where it did not stop: the interrupt stops it
 	for {
-		st, err := p.wait(probeRestoreLimit)
+		if err := ptrace(unix.PTRACE_INTERRUPT, p.tid, 0, 0); err != nil {
+			return ignoreGone(p, err)
+		}
+		if p.stopped {
+			if err := p.resume(unix.PTRACE_CONT); err != nil {
+				return ignoreGone(p, err)
+			}
+		}
+		st, err := p.wait(true)
 		if err != nil {
 			return ignoreGone(p, err)
 		}
 		if isEventStop(st) {
 			return nil
-		}
-		if err := ptrace(unix.PTRACE_CONT, p.tid, 0, 0); err != nil {
-			return ignoreGone(p, err)
 		}
 	}
 }

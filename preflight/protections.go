@@ -107,6 +107,10 @@ func (in *inspector) bystander(t *task) (*bystander, error) {
 	if err != nil {
 		return nil, err
 	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
 	// Its capabilities have to be fewer than the task's. Only this thread's children are bounded, and it ends soon.
 	for c := range uintptr(64) {
 		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
@@ -128,7 +132,14 @@ func (in *inspector) bystander(t *task) (*bystander, error) {
 		return nil, err
 	}
 	b := &bystander{cmd: cmd, in: stdin}
-	st, err := readStatus(in.dir(cmd.Process.Pid))
+	var st map[string]string
+	if _, err = stdin.Write([]byte{'x'}); err == nil {
+		// Start returns in the middle of the exec, and kcmp waits for its end (kernel/kcmp.c, exec_update_lock).
+		_, err = io.ReadFull(stdout, make([]byte, 1))
+	}
+	if err == nil {
+		st, err = readStatus(in.dir(cmd.Process.Pid))
+	}
 	if err != nil {
 		b.close()
 		return nil, err
