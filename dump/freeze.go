@@ -97,6 +97,9 @@ func (d *Dump) freeze(ctx context.Context) (*Result, error) {
 	if err := d.finishImages(r); err != nil {
 		return nil, err
 	}
+	if err := d.closeImages(); err != nil {
+		return nil, err
+	}
 	stage("images")
 	<-d.dumped
 	if d.dumpErr != nil {

@@ -27,25 +27,36 @@ func (d *Dump) makeDirs() error {
 			return fmt.Errorf("make working directory: %w", err)
 		}
 	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(d.images, &st); err == nil && st.Type != unix.TMPFS_MAGIC {
-		d.log.Warn("working directory is not on a tmpfs, images are written to a disk", "dir", d.o.WorkDir)
-	}
 	return nil
 }
 
-// makeTemp makes a directory on a tmpfs where there is one.
+// makeTemp makes a directory in memory: images hold the tree's memory and never touch a disk.
 func makeTemp(id wire.ID) (string, error) {
-	for _, parent := range []string{"/run", "/dev/shm", os.TempDir()} {
+	for _, parent := range []string{"/run", "/dev/shm", "/tmp"} {
 		var st unix.Statfs_t
-		if err := unix.Statfs(parent, &st); err != nil || st.Type != unix.TMPFS_MAGIC && parent != os.TempDir() {
+		if err := unix.Statfs(parent, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
 			continue
 		}
 		if dir, err := os.MkdirTemp(parent, "lazymig-"+id.String()[:8]+"-"); err == nil {
 			return dir, nil
 		}
 	}
-	return "", fmt.Errorf("make working directory: %w", os.ErrNotExist)
+	return "", errors.New("make working directory: no tmpfs that can be written to at /run, /dev/shm or /tmp: mount one")
+}
+
+// closeImages takes from others what CRIU gives them: it makes images with mode 0644 (criu/include/image-desc.h, CR_FD_PERM). Their directory lets
+// nobody in, but they may be bound or copied elsewhere.
+func (d *Dump) closeImages() error {
+	ents, err := os.ReadDir(d.images)
+	for _, e := range ents {
+		if err == nil {
+			err = os.Chmod(filepath.Join(d.images, e.Name()), 0o600)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("close images to others: %w", err)
+	}
+	return nil
 }
 
 // gather moves the tree into a cgroup of its own. A process born before its parent was moved is found by looking again.
