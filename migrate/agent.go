@@ -29,8 +29,8 @@ type AgentOptions struct {
 }
 
 const (
-	maxPending    = 256             // connections whose peers are not known yet
-	agentPatience = 5 * time.Second // for a preamble, for a handshake, and for each message before a migration: a right peer sends pings
+	maxPending    = 256              // connections whose peers are not known yet
+	agentPatience = 10 * time.Second // for a preamble, for a handshake, and for each message before a migration: a right peer sends pings
 )
 
 // Agent is the target's side: it accepts connections and runs one Target a migration.

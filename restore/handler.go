@@ -34,7 +34,7 @@ type handlerConfig struct {
 
 const (
 	guardianFD       = 4
-	handshakeTimeout = 5 * time.Second
+	handshakeTimeout = 10 * time.Second
 	maxGreetings     = 16 // handshakes at a time
 	// lostPause keeps a peer that fails each handshake from being asked in a tight loop.
 	lostPause = 250 * time.Millisecond
