@@ -66,7 +66,8 @@ func TestKernelObjects(t *testing.T) {
 		r.sh(a, "echo ready > /srv/py/verdict")
 	}
 	check(a, p.Pid)
-	pid, _ := r.move(a, b, p.Pid)
+	pid, m := r.move(a, b, p.Pid)
+	m.fewTrips(t)
 	locked := func() string {
 		return r.sh(a, `python3 -c "
 import fcntl
@@ -91,7 +92,8 @@ func TestRedis(t *testing.T) {
 	p := r.spawn(a, "/bin/sh", "-c", "mkdir -p /srv/redis; exec redis-server --dir /srv/redis --appendonly yes --save '' --enable-debug-command yes --logfile /srv/redis/log")
 	r.says(a, "Redis to answer", "redis-cli debug populate 100000 key 500", "OK")
 	digest := r.sh(a, "redis-cli debug digest")
-	pid, _ := r.move(a, b, p.Pid)
+	pid, m := r.move(a, b, p.Pid)
+	m.fewTrips(t)
 	if got := r.sh(b, "redis-cli debug digest"); got != digest {
 		t.Fatalf("digest is %s on B, was %s", got, digest)
 	}

@@ -250,6 +250,14 @@ func (m *moved) get(kind string) *migrate.Event {
 	return nil
 }
 
+// fewTrips checks that the restore did not go to the source for each name and page of the tree's files, which would be a hundred times and more.
+func (m *moved) fewTrips(t *testing.T) {
+	t.Helper()
+	if e := m.get("resumed"); e == nil || e.FileTrips > 10 {
+		t.Errorf("the restore went to the source for files too often: %+v", e)
+	}
+}
+
 // migration is a `lazymig migrate` that is under way.
 type migration struct {
 	r           *rig
@@ -312,6 +320,7 @@ func (r *rig) move(from, to *lab.Host, pid int, args ...string) (int, *moved) {
 		r.t.Fatalf("no resumed event among %v", m.events)
 	}
 	if d := m.get("done"); d != nil {
+		r.t.Logf("%d round trips for files and %d for pages in the restore", d.FileTrips, d.PageTrips)
 		r.t.Logf("down %.1f ms (dump %.1f, transfer %.1f, restore %.1f, grant %.1f), drain %.0f ms, %d faults, p50 %.0f µs, p99 %.0f µs, %d MB",
 			d.DowntimeMS, d.DumpMS, d.TransferMS, d.RestoreMS, d.GrantMS, d.DrainMS, d.Faults, d.FaultP50US, d.FaultP99US, d.MemoryBytes>>20)
 	}

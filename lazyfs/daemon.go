@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -28,13 +29,14 @@ type Options struct {
 	FuseFD     int               // /dev/fuse, taken over; made non-blocking
 	Remote     Remote            // the source
 	StoreDir   string            // for contents of local files; must support O_TMPFILE. Empty: memory
+	Seeds      Seeder            // what it tells is asked for ahead, see seeds.go. Nil: nothing is
 	LocalFiles map[string][]byte // path → contents: files that are the target's own until Granted
 
 	// Keep gets a descriptor of the mounted /dev/fuse when the grant is given, so that the mount outlives this daemon: copy it. StoreDir
 	// must be the successor's, too. Nil: nobody keeps it.
 	Keep func(fd int) error
-	// TakeOver is what a daemon has left whose Keep got FuseFD; Remote is then that Life of the client that it had.
-	TakeOver *Legacy
+	// TakeOver: FuseFD is what Keep got of a daemon that is dead, and Remote is the next life of the client that it had.
+	TakeOver bool
 
 	Log *slog.Logger // nil: silent
 }
@@ -68,7 +70,7 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	if o.Remote == nil {
 		return nil, errors.New("lazyfs: no remote")
 	}
-	if o.StoreDir == "" && o.Keep != nil {
+	if o.StoreDir == "" && (o.Keep != nil || o.TakeOver) {
 		return nil, errors.New("lazyfs: a mount that outlives its daemon needs a directory")
 	}
 	if err := unix.SetNonblock(o.FuseFD, true); err != nil {
@@ -80,8 +82,8 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	d.dev = &device{fd: o.FuseFD, stop: ctx.Done()}
 	d.fs = newFsys(ctx, o, d.dev)
 	var err error
-	if o.TakeOver != nil {
-		d.init, err = d.fs.ov.load(o.TakeOver)
+	if o.TakeOver {
+		d.init, err = d.fs.ov.load(filepath.Join(o.StoreDir, KeptDir))
 	} else {
 		err = d.fs.ov.addLocalFiles(o.LocalFiles)
 	}
@@ -100,8 +102,15 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	context.AfterFunc(ctx, d.dev.close)
 	go func() {
 		defer close(d.flush)
-		d.fs.forgets.run(ctx, o.Remote)
+		d.fs.forgets.run(ctx, d.fs.remote)
 	}()
+	if o.Seeds != nil && !o.TakeOver {
+		d.reqs.Go(func() {
+			if err := d.fs.seeds.run(ctx, o.Seeds, d.fs.frozen); err != nil && ctx.Err() == nil {
+				o.Log.Warn("nothing is known ahead of the source's files", "err", err)
+			}
+		})
+	}
 	go d.serve()
 	return d, nil
 }
@@ -130,7 +139,7 @@ func (d *Daemon) serve() {
 
 func (d *Daemon) loop() error {
 	begin := d.mounted
-	if d.o.TakeOver != nil {
+	if d.o.TakeOver {
 		begin = d.takeOver
 	}
 	r, err := begin()
@@ -211,7 +220,7 @@ func (d *Daemon) dispatch(r *request, done func()) {
 const (
 	readSize     = wire.MaxFileIO + 64<<10
 	smallRequest = 8 << 10
-	readAhead    = 512 // KB
+	readAhead    = wire.FileReadAhead >> 10 // KB
 )
 
 var (
@@ -296,6 +305,12 @@ func (d *Daemon) Close() error {
 	d.cancel()
 	return d.Wait()
 }
+
+// Seeded is closed when what the source tells ahead is here, or nothing will be.
+func (d *Daemon) Seeded() <-chan struct{} { return d.fs.seeds.ready }
+
+// Frozen is closed when it is known that the tree stands still at the source, and what it has changed until then.
+func (d *Daemon) Frozen() <-chan struct{} { return d.fs.seeds.frozen }
 
 // Granted drops what was kept local and forwards changes from now on. The source's server must have been granted before.
 // An error that wraps ErrNoSuccessor, or another's, says that the mount will not outlive this daemon; all else has been done.

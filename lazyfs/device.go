@@ -237,12 +237,15 @@ func (d *device) resend() error {
 	return nil
 }
 
-// invalInode makes the kernel forget what it knows of a node's attributes. No lock may be held.
-func (d *device) invalInode(node uint64) {
+// attrOnly instead of an offset: pages stay.
+const attrOnly = -1
+
+// invalInode makes the kernel forget what it knows of a node's attributes, and its pages from an offset on. No lock may be held.
+func (d *device) invalInode(node uint64, off int64) {
 	b := make([]byte, 16+24)
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))
 	binary.NativeEndian.PutUint32(b[4:], notifyInvalInode)
 	binary.NativeEndian.PutUint64(b[16:], node)
-	binary.NativeEndian.PutUint64(b[24:], ^uint64(0)) // offset -1: attributes only
-	_ = d.write(b)                                    // ENOENT: the kernel does not know it
+	binary.NativeEndian.PutUint64(b[24:], uint64(off))
+	_ = d.write(b) // ENOENT: the kernel does not know it
 }

@@ -24,6 +24,12 @@
 // TestDaemonKilled show it. Which lookups a daemon had fetched ahead, or had been told to forget, dies with it: the source keeps such nodes until the end.
 // Before the grant the mount ends with its daemon, and so it does on kernels before 6.9.
 //
+// # What the source tells ahead
+//
+// A restore asks for a hundred names, attributes and pages one after the other. The source tells them before (seeds.go), and at the freeze what is
+// different by then, so that none of that takes a round trip. Until the freeze is known the kernel keeps neither names nor attributes, and what it has
+// read by then is dropped.
+//
 // # Trust boundary
 //
 // The kernel's requests and the Remote's replies (checked by its decoder) are believed. When the Remote is lost
@@ -31,5 +37,5 @@
 //
 // # Locks
 //
-// overlay.grant (read side: one operation) before overlay.mu before local.mu; kernel notifications are sent with none held.
+// overlay.grant (read side: one operation) before overlay.mu before local.mu; seeds.mu is a leaf; kernel notifications are sent with none held.
 package lazyfs

@@ -7,16 +7,11 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
 	"github.com/lazymig/lazymig/wire"
 )
-
-// valid is how long the kernel believes names and attributes of the source. Nobody but the tree changes them, and
-// the kernel sees what the tree does.
-const valid = time.Hour
 
 // localBit marks node IDs and handles of files that exist on the target only.
 const localBit = 1 << 63
@@ -29,7 +24,8 @@ type fsys struct {
 
 	ctx     context.Context
 	log     *slog.Logger
-	remote  Remote
+	remote  Remote // seeds, if something looks
+	seeds   *seeds
 	dev     *device
 	ov      *overlay
 	forgets forgetQueue
@@ -39,14 +35,21 @@ type fsys struct {
 	watch   watching
 	waiting atomic.Int32 // operations that a lost source holds up
 
+	earlyMu sync.Mutex
+	early   map[uint64]struct{} // files that were opened while the tree still ran at the source
+
 	dirMu   sync.Mutex
 	dirs    map[uint64]*dirHandle
 	nextDir uint64
 }
 
 func newFsys(ctx context.Context, o Options, dev *device) *fsys {
+	s := newSeeds(o.Remote)
+	if o.Seeds == nil || o.TakeOver { // after the grant nothing of them is needed
+		s.none()
+	}
 	f := &fsys{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), ctx: ctx, log: o.Log, remote: o.Remote, dev: dev,
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), ctx: ctx, log: o.Log, remote: s, seeds: s, dev: dev, early: map[uint64]struct{}{},
 		dirs: map[uint64]*dirHandle{}, forgets: forgetQueue{wake: make(chan struct{}, 1)},
 	}
 	f.ov = newOverlay(f, o.StoreDir)
@@ -117,10 +120,10 @@ func fillAttr(out *fuse.Attr, a *wire.FileAttr) {
 	out.Rdev, out.Blksize = a.Rdev, a.Blksize
 }
 
-func fillEntry(out *fuse.EntryOut, e *wire.FileEntry) {
+func (f *fsys) fillEntry(out *fuse.EntryOut, e *wire.FileEntry) {
 	out.NodeId, out.Generation = e.Node, 1
-	out.SetEntryTimeout(valid)
-	out.SetAttrTimeout(valid)
+	out.SetEntryTimeout(f.valid())
+	out.SetAttrTimeout(f.valid())
 	fillAttr(&out.Attr, &e.Attr)
 }
 

@@ -25,7 +25,7 @@ func (f *fsys) attr(a *wire.FileAttr, err error, out *fuse.AttrOut) fuse.Status 
 	if err != nil {
 		return f.status(err)
 	}
-	out.SetTimeout(valid)
+	out.SetTimeout(f.valid())
 	fillAttr(&out.Attr, a)
 	return fuse.OK
 }

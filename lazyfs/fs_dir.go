@@ -196,7 +196,7 @@ func (f *fsys) put(out *fuse.DirEntryList, e *wire.FileDirent, plus, fresh bool)
 		return false
 	}
 	if fresh && e.Entry.Node != 0 {
-		fillEntry(ent, &e.Entry)
+		f.fillEntry(ent, &e.Entry)
 	}
 	return true
 }

@@ -16,6 +16,7 @@ func (f *fsys) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 		out.Fh, out.OpenFlags = h, fuse.FOPEN_KEEP_CACHE
 		return f.status(err)
 	}
+	f.opens(in.NodeId)
 	h, err := f.remote.Open(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags)
 	out.Fh, out.OpenFlags = h, fuse.FOPEN_KEEP_CACHE
 	if err == nil {

@@ -32,10 +32,10 @@ func (f *fsys) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fus
 	switch st {
 	case fuse.OK:
 		f.learn(&e, quiet)
-		fillEntry(out, &e)
+		f.fillEntry(out, &e)
 	case fuse.ENOENT:
 		out.NodeId = 0
-		out.SetEntryTimeout(valid)
+		out.SetEntryTimeout(f.valid())
 		return fuse.OK
 	}
 	return st
@@ -47,7 +47,7 @@ func (f *fsys) made(e *wire.FileEntry, err error, out *fuse.EntryOut, quiet uint
 		return f.status(err)
 	}
 	f.learn(e, quiet)
-	fillEntry(out, e)
+	f.fillEntry(out, e)
 	return fuse.OK
 }
 
@@ -59,7 +59,7 @@ func (f *fsys) madeLocal(e *wire.FileEntry, err error, out *fuse.EntryOut) fuse.
 	if isLocal(e.Node) {
 		fillLocal(out, e)
 	} else {
-		fillEntry(out, e)
+		f.fillEntry(out, e)
 	}
 	return fuse.OK
 }

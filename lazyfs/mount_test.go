@@ -56,7 +56,8 @@ type helperConf struct {
 	Clone      bool   // export a clone of the one mount that Src is, so that the test's own mounts are not inside
 	Cuts       uint64 // not 0: connections end after a number of bytes that this seeds, and new ones take their place
 	Plugs      bool   // unplug and plug are understood
-	Apart      bool   // the daemon is a process of its own, see apart_test.go
+	Seeds      []remotefs.SeedPath
+	Apart      bool // the daemon is a process of its own, see apart_test.go
 }
 
 // helper serves until its standard input ends. Descriptor 3 is /dev/fuse.
@@ -88,6 +89,7 @@ func helper(conf string) error {
 	if c.Apart {
 		return apart(server, c.Store)
 	}
+	server.Seed(c.Seeds)
 	p := &plug{server: server, cuts: c.Cuts, ready: make(chan struct{})}
 	conn, err := p.connect()
 	if err != nil {
@@ -100,7 +102,11 @@ func helper(conf string) error {
 	client := remotefs.NewClient(conn, o)
 	p.client = client
 	close(p.ready)
-	d, err := Start(context.Background(), Options{FuseFD: 3, Remote: client, StoreDir: c.Store, LocalFiles: c.Local, Log: log})
+	opt := Options{FuseFD: 3, Remote: client, StoreDir: c.Store, LocalFiles: c.Local, Log: log}
+	if c.Seeds != nil {
+		opt.Seeds = client
+	}
+	d, err := Start(context.Background(), opt)
 	if err != nil {
 		return err
 	}
@@ -113,6 +119,15 @@ func helper(conf string) error {
 				return err
 			}
 			fmt.Println("granted")
+		case "seeded":
+			<-d.Seeded()
+			fmt.Println("seeded")
+		case "freeze":
+			server.Frozen(nil)
+			<-d.Frozen()
+			fmt.Println("frozen")
+		case "waited":
+			fmt.Println("waited", server.Stats().Waited)
 		case "cut":
 			_ = client.Close()
 			fmt.Println("cut")

@@ -1,7 +1,6 @@
 package lazyfs
 
 import (
-	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -17,8 +16,7 @@ import (
 type overlay struct {
 	f      *fsys
 	store  string
-	keptIn string   // directory where local nodes are kept for a successor; empty before the grant, and where there is none
-	lock   *os.File // that directory
+	keptIn string // directory where local nodes are kept for a successor; empty before the grant, and where there is none
 
 	grant   sync.RWMutex // read side: an operation before the grant
 	isGrant atomic.Bool

@@ -56,7 +56,9 @@ func (f *fsys) granted() {
 		return
 	}
 	o.isGrant.Store(true)
+	tell := f.seeds.granted()
 	o.grant.Unlock()
+	tell()
 	o.mu.Lock()
 	names := o.names
 	o.names = map[nameKey]*name{}
@@ -74,6 +76,6 @@ func (f *fsys) granted() {
 	}
 	// The kernel asks again for each of these names by itself, they were never valid for any time.
 	for _, n := range stale {
-		f.dev.invalInode(n)
+		f.dev.invalInode(n, attrOnly)
 	}
 }

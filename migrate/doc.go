@@ -3,8 +3,8 @@
 // # Both tables
 //
 //	state      source                                      target
-//	prepare    preflight, record, dial, dump.Prepare       record, FUSE daemon, capsule with its root
-//	frozen     dump.Freeze, images sent                    images arrive in memory
+//	prepare    preflight, record, dial, dump.Prepare       record, FUSE daemon with what /proc names, capsule with its root
+//	frozen     dump.Freeze, images sent                    images, and what is different in the files, arrive in memory
 //	restored   waits                                       CRIU holds the tree; "asked" is on disk; asks: MsgHeld
 //	granted    the grant is on disk, MsgGrant              the grant is on disk, lets go: MsgResumed
 //	drain      serves pages and files                      faults first, then the rest

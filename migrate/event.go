@@ -25,6 +25,8 @@ type Event struct {
 	FaultP50US  float64 `json:"fault_p50_us,omitempty"`
 	FaultP99US  float64 `json:"fault_p99_us,omitempty"`
 	Forwarded   uint64  `json:"files_forwarded,omitempty"` // distinct files reached over the network
+	FileTrips   uint64  `json:"file_trips,omitempty"`      // round trips for files that the restore waited for, one after the other at worst
+	PageTrips   uint64  `json:"page_trips,omitempty"`      // the same for pages
 	TCPClosed   int     `json:"tcp_closed,omitempty"`
 
 	Stage       string `json:"stage,omitempty"` // failed

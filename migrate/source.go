@@ -64,6 +64,8 @@ type Source struct {
 	relay   *relayLink // to the warden's relay; nil before the grant, and if there are no streams
 
 	pagesReady chan struct{} // closed when pages is there
+	seeding    sync.WaitGroup
+	waited     uint64 // file operations up to the freeze
 
 	result *dump.Result
 	clock  clockOffset
@@ -177,6 +179,7 @@ func (s *Source) close() {
 	if s.sess != nil {
 		s.sess.close()
 	}
+	s.seeding.Wait()
 	if s.files != nil {
 		_ = s.files.Close() // nothing is served any more
 	}
@@ -216,6 +219,8 @@ func (s *Source) untilGranted(ctx context.Context) error {
 		return stage("restore", err)
 	}
 	s.times.RestoreMS = held.RestoreMS
+	s.times.FileTrips = s.files.Stats().Waited - s.waited
+	s.times.PageTrips = s.pages.Stats().Urgent.Requests
 	if context.Cause(ctx) != nil {
 		return stage("restore", context.Cause(ctx))
 	}
@@ -248,6 +253,8 @@ func (s *Source) freeze(ctx context.Context) error {
 	}
 	s.result = r
 	s.times.DumpMS, s.times.MemoryBytes, s.times.TCPClosed = r.DumpMS, r.MemoryBytes, r.TCPClosed
+	s.waited = s.files.Stats().Waited
+	s.seeding.Go(s.seedFrozen) // beside the images
 	if err := s.servePages(); err != nil {
 		return err
 	}

@@ -151,6 +151,7 @@ func (s *Source) serve() error {
 	if s.files, err = remotefs.NewServer(remotefs.ServerOptions{Root: root, Groups: s.rep.Tree.Groups, Log: s.log}); err != nil {
 		return err
 	}
+	s.seed()
 	s.files.SetJournal(journalTo{s.warden.sock}, s.wardenLost)
 	if s.guest, err = startGuest(s.opt.Exe, s.opt.PID); err != nil || s.guest == nil {
 		return err

@@ -243,7 +243,12 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 		opt.Early = append(opt.Early, restore.EarlyPage{Task: p.Task, Addr: p.Addr, Data: p.Data})
 	}
 	park(t.log, "restore")
-	if err := t.beforeGrantAside(ctx, s, func(ctx context.Context) error { return t.capsule.Restore(ctx, opt) }); err != nil {
+	if err := t.beforeGrantAside(ctx, s, func(ctx context.Context) error {
+		if err := t.fuse.awaitClosed(ctx, t.fuse.frozen); err != nil {
+			return err
+		}
+		return t.capsule.Restore(ctx, opt)
+	}); err != nil {
 		return false, fmt.Errorf("restore tree: %w", err)
 	}
 	t.stdio.restored()

@@ -13,7 +13,10 @@ import (
 	"github.com/lazymig/lazymig/wire"
 )
 
-const prepareTime = 30 * time.Second // lanes dialed, root mounted
+const (
+	prepareTime = 30 * time.Second // lanes dialed, root mounted
+	seedTime    = 10 * time.Second // what the source tells ahead of its files is here, or comes too late
+)
 
 // prepare makes FUSE daemon, capsule and handler; the lanes that they need are asked for on c.
 func (t *Target) prepare(ctx context.Context, s *session) error {
@@ -66,7 +69,15 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 	t.mu.Lock()
 	t.handler = handler
 	t.mu.Unlock()
-	return t.awaitLanes(ctx, s)
+	if err := t.awaitLanes(ctx, s); err != nil {
+		return err
+	}
+	seeded, cancel := context.WithTimeout(ctx, seedTime)
+	defer cancel()
+	if err := t.fuse.awaitClosed(seeded, t.fuse.seeded); err != nil && ctx.Err() != nil {
+		return err
+	}
+	return nil // what is not here by now is read when it is needed
 }
 
 // awaitLanes asks for the lanes that the handler wants and waits until both are given: CRIU's restore itself needs pages.

@@ -17,3 +17,14 @@ func setGroups(g []uint32) error {
 	}
 	return nil
 }
+
+// mincore tells for each page of a mapping whether it is in memory: the lowest bit of its byte.
+func mincore(m, vec []byte) error {
+	if len(m) == 0 {
+		return nil
+	}
+	if _, _, e := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&m[0])), uintptr(len(m)), uintptr(unsafe.Pointer(&vec[0]))); e != 0 {
+		return e
+	}
+	return nil
+}

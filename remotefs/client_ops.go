@@ -32,6 +32,19 @@ func (c *Client) Forget(f []wire.FileForget) {
 	}
 }
 
+// Seed asks for what a restore will want to know; frozen: what is different since the tree stands still, as soon as it does.
+func (c *Client) Seed(ctx context.Context, frozen bool) (list []wire.FileSeed, err error) {
+	e := head(wire.FileRootNode, wire.FileCaller{})
+	e.Bool(frozen)
+	err = c.call(ctx, 0, wire.MsgFileSeed, e, func(d *wire.Decoder) {
+		list = make([]wire.FileSeed, d.Count(wire.FileAttrSize))
+		for i := range list {
+			list[i].Get(d)
+		}
+	})
+	return list, err
+}
+
 // GetAttr is stat.
 func (c *Client) GetAttr(ctx context.Context, node uint64) (a wire.FileAttr, err error) {
 	err = c.call(ctx, 0, wire.MsgFileGetAttr, head(node, wire.FileCaller{}), a.Get)

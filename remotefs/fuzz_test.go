@@ -25,6 +25,7 @@ func FuzzServer(f *testing.F) {
 	must(f, err)
 	must(f, d.Close())
 	s.Grant()
+	s.Frozen(nil)
 	f.Cleanup(func() { must(f, s.Close()) })
 	for typ := range ops {
 		e := acked(1, wire.FileCaller{UID: 1, GID: 1})

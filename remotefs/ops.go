@@ -7,6 +7,8 @@ type op struct {
 	name    string
 	changes bool // refused before the grant
 	once    bool // may not be done again when its reply is lost; all that changes something, counts something or tells an error once
+	frozen  bool // waits for the freeze if it says so, see seed.go
+	aside   bool // no operation of the tree waits for its answer
 	gone    bool // the node may have been forgotten: nobody waits for a release before the forget
 	fn      func(*Server, *request) error
 }
@@ -16,7 +18,7 @@ var ops map[wire.Type]op
 func init() {
 	ops = map[wire.Type]op{
 		wire.MsgFileLookup:      {name: "lookup", once: true, fn: (*Server).opLookup},
-		wire.MsgFileForget:      {name: "forget", once: true, fn: (*Server).opForget},
+		wire.MsgFileForget:      {name: "forget", once: true, aside: true, fn: (*Server).opForget},
 		wire.MsgFileGetAttr:     {name: "getattr", fn: (*Server).opGetAttr},
 		wire.MsgFileSetAttr:     {name: "setattr", changes: true, once: true, fn: (*Server).opSetAttr},
 		wire.MsgFileReadlink:    {name: "readlink", fn: (*Server).opReadlink},
@@ -31,7 +33,7 @@ func init() {
 		wire.MsgFileRead:        {name: "read", fn: (*Server).opRead},
 		wire.MsgFileWrite:       {name: "write", changes: true, once: true, fn: (*Server).opWrite},
 		wire.MsgFileStatfs:      {name: "statfs", fn: (*Server).opStatfs},
-		wire.MsgFileRelease:     {name: "release", once: true, gone: true, fn: (*Server).opRelease},
+		wire.MsgFileRelease:     {name: "release", once: true, aside: true, gone: true, fn: (*Server).opRelease},
 		wire.MsgFileFsync:       {name: "fsync", once: true, fn: (*Server).opFsync},
 		wire.MsgFileSetXattr:    {name: "setxattr", changes: true, once: true, fn: (*Server).opSetXattr},
 		wire.MsgFileGetXattr:    {name: "getxattr", fn: (*Server).opGetXattr},
@@ -43,6 +45,7 @@ func init() {
 		wire.MsgFileTmpfile:     {name: "tmpfile", changes: true, once: true, fn: (*Server).opTmpfile},
 		wire.MsgFileFallocate:   {name: "fallocate", changes: true, once: true, fn: (*Server).opFallocate},
 		wire.MsgFileLseek:       {name: "lseek", fn: (*Server).opLseek},
+		wire.MsgFileSeed:        {name: "seed", once: true, frozen: true, aside: true, fn: (*Server).opSeed},
 		wire.MsgFileCopyRange:   {name: "copy_file_range", changes: true, once: true, fn: (*Server).opCopyRange},
 
 		wire.MsgFileExtents: {name: "extents", fn: (*Server).opExtents},

@@ -34,7 +34,7 @@ func (s *Server) opOpenDir(r *request) error {
 	if err != nil {
 		return err
 	}
-	s.opened(r, s.tab.open(r.node, fd, true, r.id))
+	r.e.U64(s.newHandle(r, r.node, fd, true).id)
 	return nil
 }
 

@@ -60,19 +60,20 @@ func (s *Server) openAs(r *request, flags int) (fd int, err error) {
 }
 
 func (s *Server) replyHandle(r *request, n *node, fd int) {
-	h := s.tab.open(n, fd, false, r.id)
+	r.e.U64(s.newHandle(r, n, fd, false).id)
+}
+
+// newHandle makes fd, which it takes over, a handle that r has opened.
+func (s *Server) newHandle(r *request, n *node, fd int, dir bool) *handle {
+	h := s.tab.open(n, fd, dir, r.id)
 	s.tab.mu.Lock()
-	if !n.opened {
+	if !n.opened && !dir {
 		n.opened = true
 		s.files.Add(1)
 	}
 	s.tab.mu.Unlock()
-	s.opened(r, h)
-}
-
-func (s *Server) opened(r *request, h *handle) {
 	r.effects.opened = append(r.effects.opened, h.id)
-	r.e.U64(h.id)
+	return h
 }
 
 // opCreate: name, flags, mode, umask → handle, entry

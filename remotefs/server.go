@@ -32,6 +32,7 @@ type ServerOptions struct {
 // Stats counts what has been served.
 type Stats struct {
 	Operations uint64 // requests
+	Waited     uint64 // those of them that an operation of the tree waited for: round trips
 	Bytes      uint64 // file contents, both ways
 	Files      uint64 // distinct regular files opened
 	Nodes      int    // looked up now
@@ -46,7 +47,7 @@ type Server struct {
 	cred    *credPool
 	granted atomic.Bool
 
-	ops, bytes, files atomic.Uint64
+	ops, waited, bytes, files atomic.Uint64
 
 	holdMu sync.Mutex
 	held   []*os.File
@@ -55,6 +56,7 @@ type Server struct {
 	wg     sync.WaitGroup // Serve calls
 
 	sess  session
+	seed  seeding
 	quiet sync.RWMutex // held by each request at work; by SetJournal, which waits for them
 }
 
@@ -88,7 +90,7 @@ func newServer(o ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open /proc/self/fd: %w", err)
 	}
-	s := &Server{log: o.Log, proc: proc, conns: map[*wire.Conn]struct{}{}, tab: table{
+	s := &Server{log: o.Log, proc: proc, conns: map[*wire.Conn]struct{}{}, seed: seeding{frozen: make(chan struct{}), closed: make(chan struct{}), opened: map[wire.FileOpened]int{}}, tab: table{
 		nodes: map[uint64]*node{}, byKey: map[key]*node{}, handles: map[uint64]*handle{}, devs: map[uint64]*fsInfo{},
 	}}
 	if s.cred, err = newCredPool(credThreads, o.Groups); err != nil {
@@ -137,7 +139,10 @@ func closeFiles(files []*os.File) {
 func (s *Server) Stats() Stats {
 	s.tab.mu.Lock()
 	defer s.tab.mu.Unlock()
-	return Stats{Operations: s.ops.Load(), Bytes: s.bytes.Load(), Files: s.files.Load(), Nodes: len(s.tab.nodes), Handles: len(s.tab.handles)}
+	return Stats{
+		Operations: s.ops.Load(), Waited: s.waited.Load(), Bytes: s.bytes.Load(), Files: s.files.Load(),
+		Nodes: len(s.tab.nodes), Handles: len(s.tab.handles),
+	}
 }
 
 // Close ends all connections and lets go of everything. May be called more than once.
@@ -154,6 +159,7 @@ func (s *Server) Close() error {
 	held := s.held
 	s.held = nil
 	s.holdMu.Unlock()
+	close(s.seed.closed)
 	s.wg.Wait()
 	s.cred.close()
 	s.tab.journal.end()
@@ -207,7 +213,11 @@ func (s *Server) serve(l *serverLink, wg *sync.WaitGroup) error {
 		if err != nil {
 			return fmt.Errorf("file request %d: %w", h.Type, err)
 		}
-		wg.Go(func() {
+		wait := wg
+		if j.op.frozen { // it may outlast the connection: its answer is kept
+			wait = &s.wg
+		}
+		wait.Go(func() {
 			defer func() { <-slots }()
 			if err := s.handle(j); err != nil && !l.isGone() {
 				s.log.Warn("end files connection", "type", h.Type, "err", err)
@@ -248,6 +258,9 @@ func (s *Server) handle(j *job) error {
 		}
 		return j.kept.send(c, h.ID)
 	}
+	if j.op.frozen {
+		s.awaitFrozen(j)
+	}
 	s.quiet.RLock()
 	r := &request{d: j.d, id: h.ID, begun: j.begun}
 	a := answer{typ: h.Type + 1}
@@ -256,6 +269,9 @@ func (s *Server) handle(j *job) error {
 		err = fmt.Errorf("message %d: %w", h.Type, unix.ENOSYS)
 	} else {
 		s.ops.Add(1)
+		if !j.op.aside {
+			s.waited.Add(1)
+		}
 		err = s.run(j.op, r)
 	}
 	if r.free != nil {

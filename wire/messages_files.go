@@ -34,6 +34,7 @@ const (
 	MsgFileLseek       Type = 354
 	MsgFileCopyRange   Type = 356
 	MsgFileAttach      Type = 358 // first on each connection, ID 0: who asks, 16 bytes; later connections of the same replace the one before → IDs of kept answers
+	MsgFileSeed        Type = 360 // what the target will want to know → seeds; the second one waits for the freeze
 )
 
 // Limits of the files lane.
@@ -47,8 +48,10 @@ const (
 	MaxForgets   = 32 << 10   // nodes in one MsgFileForget
 	FileAttrSize = 8*6 + 4*10 // bytes of an encoded FileAttr
 
-	FileSessionSize = 16   // bytes of MsgFileAttach
-	MaxFileAcks     = 1024 // requests that one more says to be answered, and answers that a server remembers
+	MaxFileSeeds    = 900 << 10 // bytes of seeds in one reply: what is more is not told
+	FileReadAhead   = 512 << 10 // bytes that the target's kernel reads around a page, or ahead
+	FileSessionSize = 16        // bytes of MsgFileAttach
+	MaxFileAcks     = 1024      // requests that one more says to be answered, and answers that a server remembers
 )
 
 // FileCaller is who asks: the credentials that the operation runs with.
