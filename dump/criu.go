@@ -122,7 +122,8 @@ func (d *Dump) criuOpts() *rpc.CriuOpts {
 		OrphanPtsMaster: new(true), External: d.o.External,
 		TcpSkipInFlight: new(d.o.TCPClose), // a connection that nobody has accepted is lost like the others
 		LeaveRunning:    new(true),         // in the frozen cgroup: see the package's doc
-		TcpClose:        new(d.o.TCPClose), FileLocks: new(d.o.FileLocks), ShellJob: new(d.o.ShellJob), LinkRemap: new(d.o.LinkRemap),
+		FileLocks:       new(true),         // one may be taken after the preflight
+		TcpClose:        new(d.o.TCPClose), ShellJob: new(d.o.ShellJob), LinkRemap: new(d.o.LinkRemap),
 		ExtUnixSk: new(d.o.Datagrams),
 	}
 	if d.o.GhostLimit != 0 {

@@ -17,7 +17,6 @@ type Options struct {
 	Log        *slog.Logger
 
 	TCPClose    bool // established connections are closed at the target
-	FileLocks   bool
 	ShellJob    bool
 	LinkRemap   bool
 	Datagrams   bool     // some of its sockets are connected to datagram sockets outside, by name

@@ -74,13 +74,12 @@ func (m *prepareMsg) check() error {
 
 // restoreMsg comes when all images have been sent.
 type restoreMsg struct {
-	Root      int32             `json:"root"`
-	Tasks     []memory.TaskMem  `json:"tasks"`
-	TCPClose  bool              `json:"tcp_close"`
-	FileLocks bool              `json:"file_locks"`
-	ShellJob  bool              `json:"shell_job"`
-	Fixups    []preflight.Fixup `json:"fixups,omitempty"`
-	Stdio     []stdioSlot       `json:"stdio,omitempty"`
+	Root     int32             `json:"root"`
+	Tasks    []memory.TaskMem  `json:"tasks"`
+	TCPClose bool              `json:"tcp_close"`
+	ShellJob bool              `json:"shell_job"`
+	Fixups   []preflight.Fixup `json:"fixups,omitempty"`
+	Stdio    []stdioSlot       `json:"stdio,omitempty"`
 }
 
 func (m *restoreMsg) check() error {

@@ -280,7 +280,7 @@ func (s *Source) transfer() error {
 		return err
 	}
 	want := &s.rep.Want
-	m := restoreMsg{TCPClose: want.TCPClose, FileLocks: want.FileLocks, ShellJob: want.ShellJob, Fixups: want.Fixups, Tasks: taskMem(s.result.Tasks), Stdio: streams}
+	m := restoreMsg{TCPClose: want.TCPClose, ShellJob: want.ShellJob, Fixups: want.Fixups, Tasks: taskMem(s.result.Tasks), Stdio: streams}
 	return s.sess.send(wire.MsgRestore, m)
 }
 

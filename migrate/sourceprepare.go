@@ -107,7 +107,7 @@ func (s *Source) prepare(ctx context.Context) error {
 	want := &s.rep.Want
 	if s.dump, err = dump.Prepare(ctx, dump.Options{
 		PID: s.opt.PID, CriuPath: s.opt.CRIUPath, CriuPrefix: s.opt.CRIUPrefix, ID: s.opt.ID, Log: s.log,
-		TCPClose: want.TCPClose, FileLocks: want.FileLocks, ShellJob: want.ShellJob, GhostLimit: want.GhostLimit, LinkRemap: want.LinkRemap,
+		TCPClose: want.TCPClose, ShellJob: want.ShellJob, GhostLimit: want.GhostLimit, LinkRemap: want.LinkRemap,
 		Datagrams:   len(want.Datagrams) > 0,
 		External:    s.stdioExternal(),
 		GrantRecord: filepath.Join(s.rec.Dir, "record"), GrantMark: grantMark,

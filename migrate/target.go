@@ -234,7 +234,7 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	if err != nil {
 		return false, err
 	}
-	opt := restore.RestoreOptions{Tasks: m.Tasks, TCPClose: m.TCPClose, FileLocks: m.FileLocks, ShellJob: m.ShellJob, Datagrams: len(t.msg.Datagrams) > 0, Fixups: fixups(m.Fixups)}
+	opt := restore.RestoreOptions{Tasks: m.Tasks, TCPClose: m.TCPClose, ShellJob: m.ShellJob, Datagrams: len(t.msg.Datagrams) > 0, Fixups: fixups(m.Fixups)}
 	if err := t.openStdio(ctx, m.Stdio, s); err != nil {
 		return false, err
 	}

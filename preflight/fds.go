@@ -36,7 +36,6 @@ type desc struct {
 	st    unix.Stat_t
 	flags uint64
 	info  map[string]string
-	locks bool
 }
 
 func (d *desc) reads() bool {
@@ -84,7 +83,6 @@ func (in *inspector) readFD(t *task, fd int) *desc {
 	}
 	d.info = keyed(b)
 	d.flags, _ = strconv.ParseUint(d.info["flags"], 8, 64)
-	_, d.locks = d.info["lock"]
 	if strings.HasPrefix(d.link, "anon_inode:") {
 		d.kind = kindAnon
 		return d
@@ -154,10 +152,6 @@ var keptAnon = []string{"[eventfd]", "[eventpoll]", "inotify", "[inotify]", "[si
 // checkFDs looks at each descriptor by itself; who else holds it comes later.
 func (in *inspector) checkFDs(t *task) {
 	for _, d := range t.fds {
-		if d.locks && !in.rep.Want.FileLocks {
-			in.rep.Want.FileLocks = true
-			in.add(Finding{"file-locks", Info, t.PID, fmt.Sprintf("%s holds file locks (descriptor %d)", t.Comm, d.fd), "", "--file-locks is set"})
-		}
 		if o, bad := in.refused(d); bad {
 			in.add(Finding{o.code, Refuse, t.PID, fmt.Sprintf("descriptor %d of %s is %s", d.fd, t.Comm, o.what), o.why, o.do})
 			continue

@@ -165,7 +165,6 @@ type Listen struct {
 
 // Want collects what the dump, the restore and the time after it have to do for this tree.
 type Want struct {
-	FileLocks      bool   `json:"file_locks"`
 	ShellJob       bool   `json:"shell_job"`
 	TCPClose       bool   `json:"tcp_close"`
 	LinkRemap      bool   `json:"link_remap"`

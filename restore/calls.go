@@ -45,8 +45,8 @@ type RestoreOptions struct { //nolint:revive // Options are the capsule's
 	Fixups  []Fixup
 	Inherit []Inherit
 
-	TCPClose, FileLocks, ShellJob bool
-	Datagrams                     bool // there are Options.Datagrams
+	TCPClose, ShellJob bool
+	Datagrams          bool // there are Options.Datagrams
 	// NotLazy restores memory from the images alone.
 	NotLazy  bool
 	LogLevel int
@@ -54,12 +54,12 @@ type RestoreOptions struct { //nolint:revive // Options are the capsule's
 
 // restoreConfig is RestoreOptions on its way to the guardian.
 type restoreConfig struct {
-	Tasks                                             []memory.TaskMem
-	Early                                             []EarlyPage
-	Fixups                                            []Fixup
-	Keys                                              []string // of the inherited files
-	TCPClose, FileLocks, ShellJob, Datagrams, NotLazy bool
-	LogLevel                                          int
+	Tasks                                  []memory.TaskMem
+	Early                                  []EarlyPage
+	Fixups                                 []Fixup
+	Keys                                   []string // of the inherited files
+	TCPClose, ShellJob, Datagrams, NotLazy bool
+	LogLevel                               int
 }
 
 const maxInherit = 32 // descriptors in one message
@@ -73,7 +73,7 @@ func (c *Capsule) Restore(ctx context.Context, o RestoreOptions) error {
 	}
 	cfg := restoreConfig{
 		Tasks: o.Tasks, Early: o.Early, Fixups: o.Fixups,
-		TCPClose: o.TCPClose, FileLocks: o.FileLocks, ShellJob: o.ShellJob, Datagrams: o.Datagrams, NotLazy: o.NotLazy, LogLevel: o.LogLevel,
+		TCPClose: o.TCPClose, ShellJob: o.ShellJob, Datagrams: o.Datagrams, NotLazy: o.NotLazy, LogLevel: o.LogLevel,
 	}
 	files := []*os.File{nil}
 	for _, in := range o.Inherit {

@@ -101,7 +101,7 @@ func (r *restoring) options() *rpc.CriuOpts {
 		ImagesDirFd: new(int32(-1)), ImagesDir: new(byPID1(r.g.dirs.images)), WorkDirFd: new(int32(r.g.dirs.work.Fd())),
 		LogLevel: new(int32(max(r.cfg.LogLevel, 1))), RstSibling: new(true), LazyPages: new(!r.cfg.NotLazy),
 		ManageCgroups: new(false), ManageCgroupsMode: new(rpc.CriuCgMode_IGNORE),
-		TcpClose: new(r.cfg.TCPClose), FileLocks: new(r.cfg.FileLocks), ShellJob: new(r.cfg.ShellJob), ExtUnixSk: new(r.cfg.Datagrams),
+		TcpClose: new(r.cfg.TCPClose), FileLocks: new(true), ShellJob: new(r.cfg.ShellJob), ExtUnixSk: new(r.cfg.Datagrams),
 	}
 	for i, key := range r.cfg.Keys {
 		o.InheritFd = append(o.InheritFd, &rpc.InheritFd{Key: new(key), Fd: new(int32(criu.FirstExtraFD + i))})

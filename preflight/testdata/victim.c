@@ -173,12 +173,6 @@ static void mqueue(void)
 	must(mq_open(n, O_CREAT | O_RDWR, 0600, NULL));
 	mq_unlink(n);
 }
-static void lock(void) { must(flock(must(open(args[2], O_CREAT | O_RDWR, 0600)), LOCK_EX)); }
-static void posix_lock(void)
-{
-	struct flock l = { .l_type = F_WRLCK };
-	must(fcntl(must(open(args[2], O_CREAT | O_RDWR, 0600)), F_SETLK, &l));
-}
 static void deleted(void)
 {
 	int fd = must(open(args[2], O_CREAT | O_RDWR, 0600));
@@ -552,7 +546,7 @@ static const struct { const char *name; void (*f)(void); } modes[] = {
 	{ "plain", plain }, { "io_uring", io_uring }, { "userfaultfd", userfaultfd_ }, { "perf", perf }, { "bpf_map", bpf_map },
 	{ "landlock_ruleset", landlock_ruleset }, { "landlock", landlock }, { "mdwe", mdwe }, { "nnp", nnp }, { "mseal", mseal_ },
 	{ "mptcp", mptcp }, { "vsock", vsock }, { "alg", alg }, { "icmp", icmp }, { "unix_connect", unix_connect }, { "unix_dgram", unix_dgram },
-	{ "unix_inside", unix_inside }, { "sysv", sysv }, { "mqueue", mqueue }, { "lock", lock }, { "posix_lock", posix_lock },
+	{ "unix_inside", unix_inside }, { "sysv", sysv }, { "mqueue", mqueue },
 	{ "deleted", deleted }, { "renamed", renamed }, { "writer", writer }, { "traced", traced }, { "deadline", deadline },
 	{ "ns_child", ns_child }, { "ns_thread", ns_thread }, { "files_thread", files_thread }, { "fixups", fixups },
 	{ "aio_ring", aio_ring }, { "aio_direct", aio_direct }, { "device", device }, { "secretmem", secretmem },
