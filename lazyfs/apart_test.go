@@ -135,11 +135,11 @@ func (p *parkRemote) ReadDir(ctx context.Context, node, h, off uint64, size uint
 	return l, eof, err
 }
 
-// apartDaemon is the process of one daemon. conf is "STORE LIFE".
+// apartDaemon is the process of one daemon. conf is "STORE TAKEOVER".
 func apartDaemon(conf string) error {
 	var store string
-	var life uint32
-	if _, err := fmt.Sscan(conf, &store, &life); err != nil {
+	var takeOver bool
+	if _, err := fmt.Sscan(conf, &store, &takeOver); err != nil {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
@@ -156,13 +156,23 @@ func apartDaemon(conf string) error {
 	if err != nil {
 		return err
 	}
-	fd, err := numberOf(files[1])
+	fd, err := fdpass.Number(files[1])
 	if err != nil {
 		return err
 	}
+	var legacy *Legacy
+	if takeOver {
+		if legacy, err = Inherit(store); err != nil {
+			return err
+		}
+	}
+	life := uint32(0)
+	if legacy != nil {
+		life = legacy.Life
+	}
 	client := remotefs.NewClient(wire.NewConn(conn), remotefs.ClientOptions{Session: [wire.FileSessionSize]byte{7}, Life: life, Log: log})
 	p := &parkRemote{Client: client, sock: sock, at: make(chan string, 1)}
-	d, err := Start(context.Background(), Options{FuseFD: fd, Remote: p, StoreDir: store, Log: log, TakeOver: life > 0, Keep: func(fd int) error {
+	d, err := Start(context.Background(), Options{FuseFD: fd, Remote: p, StoreDir: store, Log: log, TakeOver: legacy, Keep: func(fd int) error {
 		n, err := unix.Dup(fd)
 		if err != nil {
 			return err
@@ -199,24 +209,10 @@ func apartDaemon(conf string) error {
 	}
 }
 
-// numberOf takes the number out of f, for nobody's poller.
-func numberOf(f *os.File) (fd int, err error) {
-	defer f.Close()
-	c, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	if e := c.Control(func(n uintptr) { fd, err = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 3) }); e != nil {
-		return -1, e
-	}
-	return fd, err
-}
-
 // keeper is the daemon's parent, with the server.
 type keeper struct {
 	server *remotefs.Server
 	store  string
-	life   int
 	kept   int // /dev/fuse, -1 before the grant
 	cmd    *exec.Cmd
 	sock   *fdpass.Socket
@@ -240,7 +236,7 @@ func (k *keeper) start(dev int) error {
 	}
 	_ = b.Close()
 	k.cmd = exec.Command("/proc/self/exe")
-	k.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d", apartEnv, k.store, k.life))
+	k.cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %v", apartEnv, k.store, k.kept >= 0))
 	k.cmd.Stderr, k.cmd.ExtraFiles, k.cmd.SysProcAttr = os.Stderr, []*os.File{peer}, &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	if err := k.cmd.Start(); err != nil {
 		return err
@@ -272,7 +268,7 @@ func (k *keeper) listen(sock *fdpass.Socket, said chan string) {
 		case "parked":
 			fmt.Println(s)
 		case "keep":
-			if k.kept, err = numberOf(files[0]); err != nil {
+			if k.kept, err = fdpass.Number(files[0]); err != nil {
 				return
 			}
 		default:
@@ -327,7 +323,6 @@ func apart(server *remotefs.Server, store string) error {
 			fmt.Println("granted")
 		case "kill":
 			if err = k.kill(); err == nil {
-				k.life++
 				err = k.start(k.kept)
 			}
 			fmt.Println("killed")

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 
@@ -35,8 +34,8 @@ type Options struct {
 	// Keep gets a descriptor of the mounted /dev/fuse when the grant is given, so that the mount outlives this daemon: copy it. StoreDir
 	// must be the successor's, too. Nil: nobody keeps it.
 	Keep func(fd int) error
-	// TakeOver: FuseFD is what Keep got of a daemon that is dead, and Remote is the next life of the client that it had.
-	TakeOver bool
+	// TakeOver is what a daemon has left whose Keep got FuseFD; Remote is then that Life of the client that it had.
+	TakeOver *Legacy
 
 	Log *slog.Logger // nil: silent
 }
@@ -70,7 +69,7 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	if o.Remote == nil {
 		return nil, errors.New("lazyfs: no remote")
 	}
-	if o.StoreDir == "" && (o.Keep != nil || o.TakeOver) {
+	if o.StoreDir == "" && o.Keep != nil {
 		return nil, errors.New("lazyfs: a mount that outlives its daemon needs a directory")
 	}
 	if err := unix.SetNonblock(o.FuseFD, true); err != nil {
@@ -82,8 +81,8 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 	d.dev = &device{fd: o.FuseFD, stop: ctx.Done()}
 	d.fs = newFsys(ctx, o, d.dev)
 	var err error
-	if o.TakeOver {
-		d.init, err = d.fs.ov.load(filepath.Join(o.StoreDir, KeptDir))
+	if o.TakeOver != nil {
+		d.init, err = d.fs.ov.load(o.TakeOver)
 	} else {
 		err = d.fs.ov.addLocalFiles(o.LocalFiles)
 	}
@@ -104,7 +103,7 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 		defer close(d.flush)
 		d.fs.forgets.run(ctx, d.fs.remote)
 	}()
-	if o.Seeds != nil && !o.TakeOver {
+	if o.Seeds != nil {
 		d.reqs.Go(func() {
 			if err := d.fs.seeds.run(ctx, o.Seeds, d.fs.frozen); err != nil && ctx.Err() == nil {
 				o.Log.Warn("nothing is known ahead of the source's files", "err", err)
@@ -139,7 +138,7 @@ func (d *Daemon) serve() {
 
 func (d *Daemon) loop() error {
 	begin := d.mounted
-	if d.o.TakeOver {
+	if d.o.TakeOver != nil {
 		begin = d.takeOver
 	}
 	r, err := begin()

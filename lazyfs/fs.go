@@ -45,7 +45,7 @@ type fsys struct {
 
 func newFsys(ctx context.Context, o Options, dev *device) *fsys {
 	s := newSeeds(o.Remote)
-	if o.Seeds == nil || o.TakeOver { // after the grant nothing of them is needed
+	if o.Seeds == nil {
 		s.none()
 	}
 	f := &fsys{

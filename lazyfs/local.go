@@ -224,6 +224,9 @@ func (o *overlay) readlink(node uint64) ([]byte, fuse.Status) {
 func (o *overlay) close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if o.lock != nil {
+		_ = o.lock.Close()
+	}
 	for id, l := range o.locals {
 		delete(o.locals, id)
 		if l.file != nil {

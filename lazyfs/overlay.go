@@ -1,6 +1,7 @@
 package lazyfs
 
 import (
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -16,7 +17,8 @@ import (
 type overlay struct {
 	f      *fsys
 	store  string
-	keptIn string // directory where local nodes are kept for a successor; empty before the grant, and where there is none
+	keptIn string   // directory where local nodes are kept for a successor; empty before the grant, and where there is none
+	lock   *os.File // that directory
 
 	grant   sync.RWMutex // read side: an operation before the grant
 	isGrant atomic.Bool

@@ -17,7 +17,7 @@ import (
 )
 
 // A daemon that is killed after the grant is followed by another on the same open /dev/fuse (Options.TakeOver), which somebody else holds
-// (Options.Keep). The successor has
+// (Options.Keep), and what Inherit finds. The successor has
 //
 //	from the directory KeptDir   the kernel's INIT; local nodes, with what has changed them last
 //	from the kernel              all requests that were read and not answered, once more, marked (FUSE_NOTIFY_RESEND, Linux 6.9)
@@ -28,6 +28,53 @@ import (
 
 // KeptDir is where in StoreDir a daemon leaves what its successor needs.
 const KeptDir = "fuse"
+
+// Legacy is what a daemon has left.
+type Legacy struct {
+	Life uint32 // for remotefs' client: more than any before
+
+	path string
+	lock *os.File // the directory: locked as long as its daemon lives
+}
+
+// Inherit waits until the daemon before is dead, all of it: one that still reads /dev/fuse would take requests with it.
+func Inherit(storeDir string) (*Legacy, error) {
+	l := &Legacy{path: filepath.Join(storeDir, KeptDir)}
+	var err error
+	if l.lock, err = lockDir(l.path); err != nil {
+		return nil, fmt.Errorf("take over mount: %w", err)
+	}
+	life := filepath.Join(l.path, lifeName)
+	if err = readWhole(life, &l.Life); errors.Is(err, os.ErrNotExist) {
+		err = nil
+	}
+	l.Life++
+	if err == nil {
+		err = writeWhole(life, l.Life)
+	}
+	if err != nil {
+		l.lock.Close()
+		return nil, fmt.Errorf("take over mount: %w", err)
+	}
+	return l, nil
+}
+
+func lockDir(path string) (*os.File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
 
 // keptState is what is not about one local node.
 type keptState struct {
@@ -50,6 +97,7 @@ type keptLocal struct {
 
 const (
 	keptName = "state"
+	lifeName = "life"
 	nodeName = "node-"
 	dataName = "data-"
 	maxDone  = 256 // a request is answered long before so many others have changed the same node
@@ -80,6 +128,10 @@ func (o *overlay) keepAll(dir string, init []byte) error {
 	defer o.mu.Unlock()
 	if o.keptIn != "" {
 		return nil
+	}
+	var err error
+	if o.lock, err = lockDir(dir); err != nil { // nobody else has it
+		return fmt.Errorf("keep local files: %w", err)
 	}
 	s := keptState{Init: init, Extra: map[uint64]uint64{}}
 	for node, r := range o.refs {
@@ -149,7 +201,9 @@ func (o *overlay) change(number, node uint64, fn func(*local) error) error {
 }
 
 // load is the successor's keepAll.
-func (o *overlay) load(dir string) (init []byte, err error) {
+func (o *overlay) load(from *Legacy) (init []byte, err error) {
+	dir := from.path
+	o.lock = from.lock
 	var s keptState
 	if err := readWhole(filepath.Join(dir, keptName), &s); err != nil {
 		return nil, err
@@ -208,7 +262,7 @@ var ErrNoSuccessor = errors.New("the kernel does not send FUSE requests again (L
 
 // keep leaves all that a successor needs and gives the descriptor to whoever keeps it.
 func (d *Daemon) keep() error {
-	if d.o.Keep == nil || d.o.TakeOver {
+	if d.o.Keep == nil || d.o.TakeOver != nil {
 		return nil
 	}
 	select {

@@ -2,6 +2,7 @@ package migrate
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,8 +10,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -35,22 +38,24 @@ type laneConfig struct {
 
 type fuseConfig struct {
 	laneConfig
-	StoreDir string            `json:"store_dir"`
-	Local    map[string][]byte `json:"local,omitempty"`
+	StoreDir string                     `json:"store_dir"`
+	Local    map[string][]byte          `json:"local,omitempty"`
+	Session  [wire.FileSessionSize]byte `json:"session"`             // of all daemons, one after the other
+	TakeOver bool                       `json:"take_over,omitempty"` // another daemon is dead
 }
 
-// fuseMsg is what agent and daemon say to each other.
+// fuseMsg is what agent and daemon say to each other, through the keeper, which itself understands end and unmounted, and says restarted.
 type fuseMsg struct {
-	Op     string      `json:"op"` // config (+ /dev/fuse), lane (+ connection), granted; up: ready, seeded, frozen, granted, lost, failed
+	Op     string      `json:"op"` // config (+ /dev/fuse), lane (+ connection), granted, end; up: ready, seeded, frozen, keep (+ /dev/fuse), granted, lost, restarted, failed
 	Config *fuseConfig `json:"config,omitempty"`
 	Store  *storeMsg   `json:"store,omitempty"` // op store: both ways
 	Error  string      `json:"error,omitempty"`
 }
 
-// fuseDaemon is the agent's side of the daemon.
+// fuseDaemon is the agent's side of the daemon, and of its keeper.
 type fuseDaemon struct {
-	cmd    *exec.Cmd
-	sock   *fdpass.Socket
+	exe    string
+	cfg    fuseConfig
 	log    *slog.Logger
 	onLost func() // the lane is lost
 
@@ -59,68 +64,153 @@ type fuseDaemon struct {
 	msgs   chan fuseMsg  // ready, granted, failed; closed when the daemon is gone
 	done   chan struct{}
 
-	mu    sync.Mutex
+	mu     sync.Mutex
+	cmd    *exec.Cmd // the keeper
+	pidfd  int       // its; names its process group, too, even when it is dead. -1: the kernel has none
+	sock   *fdpass.Socket
+	kept   int // /dev/fuse, for the next keeper; -1 before the grant
+	ending bool
+
 	asks  map[uint64]chan storeMsg // questions about the store without an answer
 	asked uint64
 }
 
 // startFuseDaemon starts the daemon on an open /dev/fuse, which somebody else mounts. It serves once it has a lane.
 func startFuseDaemon(exe string, cfg fuseConfig, fuse *os.File, onLost func(), log *slog.Logger) (*fuseDaemon, error) {
-	sock, peer, err := fdpass.Pair()
-	if err != nil {
-		return nil, fmt.Errorf("start FUSE daemon: %w", err)
-	}
-	defer peer.Close()
-	cmd := exec.Command(exe, FuseDaemonArg)
-	cmd.ExtraFiles = []*os.File{peer}
-	cmd.Stderr = os.Stderr
-	cmd.Dir = "/"
-	if err := cmd.Start(); err != nil {
-		sock.Close()
-		return nil, fmt.Errorf("start FUSE daemon: %w", err)
-	}
-	d := &fuseDaemon{cmd: cmd, sock: sock, log: log, onLost: onLost, msgs: make(chan fuseMsg, 8), done: make(chan struct{}),
+	_, _ = rand.Read(cfg.Session[:]) // never fails, see crypto/rand
+	d := &fuseDaemon{exe: exe, cfg: cfg, log: log, onLost: onLost, msgs: make(chan fuseMsg, 8), done: make(chan struct{}), kept: -1,
 		seeded: make(chan struct{}), frozen: make(chan struct{}), asks: map[uint64]chan storeMsg{}}
-	go d.read()
-	if err := d.sock.Send(encode(fuseMsg{Op: "config", Config: &cfg}), fuse); err != nil {
-		d.Close()
+	if err := d.start(fuse); err != nil {
 		return nil, fmt.Errorf("start FUSE daemon: %w", err)
 	}
+	go d.run()
 	return d, nil
 }
 
-func (d *fuseDaemon) read() {
+// start starts a keeper, which starts the daemon.
+func (d *fuseDaemon) start(fuse *os.File) error {
+	sock, peer, err := fdpass.Pair()
+	if err != nil {
+		return err
+	}
+	defer peer.Close()
+	pidfd := -1
+	cmd := exec.Command(d.exe, FuseKeeperArg)
+	cmd.ExtraFiles, cmd.Stderr, cmd.Dir = []*os.File{peer}, os.Stderr, "/"
+	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, PidFD: &pidfd} // the group is keeper and daemon
+	if err := cmd.Start(); err != nil {
+		sock.Close()
+		return err
+	}
+	d.mu.Lock()
+	d.cmd, d.pidfd, d.sock = cmd, pidfd, sock
+	d.mu.Unlock()
+	if err := sock.Send(encode(fuseMsg{Op: "config", Config: &d.cfg}), fuse); err != nil {
+		d.bury()
+		return err
+	}
+	return nil
+}
+
+// run listens to one keeper after the other.
+func (d *fuseDaemon) run() {
 	defer close(d.done)
 	defer close(d.msgs)
+	for {
+		d.read()
+		d.mu.Lock()
+		again := d.kept >= 0 && !d.ending
+		d.mu.Unlock()
+		mountEnded := d.bury()
+		if !again || mountEnded {
+			return
+		}
+		d.log.Error("keeper of the FUSE daemon has died; the next takes over", "state", "the tree waits for files meanwhile")
+		if err := d.restart(); err != nil {
+			d.log.Error("start keeper of the FUSE daemon", "err", err, "state", "the tree's mount is lost with this agent")
+			return
+		}
+	}
+}
+
+// restart starts a keeper on what is kept.
+func (d *fuseDaemon) restart() error {
+	d.cfg.TakeOver = true
+	fd, err := unix.FcntlInt(uintptr(d.kept), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fmt.Errorf("copy /dev/fuse: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "/dev/fuse")
+	defer f.Close()
+	return d.start(f)
+}
+
+// read takes what one keeper says until its end.
+func (d *fuseDaemon) read() {
 	buf := make([]byte, fdpass.MaxMessage)
 	for {
 		n, files, err := d.sock.Recv(buf)
 		if err != nil {
-			break
+			return
 		}
-		fdpass.CloseAll(files)
 		var m fuseMsg
 		if err := json.Unmarshal(buf[:n], &m); err != nil {
+			fdpass.CloseAll(files)
 			d.log.Error("message of FUSE daemon", "err", err)
 			continue
 		}
-		switch m.Op {
-		case "lost":
-			d.onLost()
-		case "seeded":
-			close(d.seeded)
-		case "frozen":
-			close(d.frozen)
-		case "store":
-			if m.Store != nil {
-				d.storeAnswer(m.Store)
+		switch {
+		case m.Op == "keep" && len(files) == 1 && d.kept < 0:
+			fd, err := fdpass.Number(files[0])
+			if err != nil {
+				d.log.Error("keep /dev/fuse", "err", err)
+				continue
 			}
+			d.mu.Lock()
+			d.kept = fd
+			d.mu.Unlock()
+			continue
+		case m.Op == "lost":
+			d.onLost()
+		case m.Op == "seeded": // the first daemon's alone, once each
+			close(d.seeded)
+		case m.Op == "frozen":
+			close(d.frozen)
+		case m.Op == "restarted":
+			d.log.Warn("the FUSE daemon had died; another has taken over")
+			d.storeLost()
+		case m.Op == "store" && m.Store != nil:
+			d.storeAnswer(m.Store)
 		default:
 			d.msgs <- m
 		}
+		fdpass.CloseAll(files)
+	}
+}
+
+// bury ends keeper and daemon, if they have not ended, and says whether they did because the mount had.
+func (d *fuseDaemon) bury() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	const wholeGroup = 1 << 2 // PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, since v6.9
+	late := time.AfterFunc(endTime, func() { _ = d.cmd.Process.Kill() })
+	if d.kept >= 0 && !d.ending || d.pidfd < 0 { // its end was heard; the daemon, which may live, must not when the next takes over
+		_ = d.cmd.Process.Kill()
 	}
 	err := d.cmd.Wait()
-	d.log.Debug("FUSE daemon ended", "err", err)
+	late.Stop()
+	if err != nil && d.pidfd >= 0 {
+		if e := unix.PidfdSendSignal(d.pidfd, unix.SIGKILL, nil, wholeGroup); e != nil && !errors.Is(e, unix.ESRCH) {
+			d.log.Debug("end FUSE daemon", "err", e) // it ends with the mount
+		}
+	}
+	d.log.Debug("keeper of the FUSE daemon ended", "err", err)
+	if d.pidfd >= 0 {
+		unix.Close(d.pidfd)
+		d.pidfd = -1
+	}
+	d.sock.Close()
+	return err == nil
 }
 
 // await waits for one message of the daemon.
@@ -156,12 +246,19 @@ func (d *fuseDaemon) awaitClosed(ctx context.Context, step <-chan struct{}) erro
 // giveLane passes a connection; it is closed here.
 func (d *fuseDaemon) giveLane(f *os.File) error {
 	defer f.Close()
-	return d.sock.Send(encode(fuseMsg{Op: "lane"}), f)
+	return d.send(fuseMsg{Op: "lane"}, f)
+}
+
+func (d *fuseDaemon) send(m fuseMsg, files ...*os.File) error {
+	d.mu.Lock()
+	s := d.sock
+	d.mu.Unlock()
+	return s.Send(encode(m), files...)
 }
 
 // granted ends the time in which changes stay local.
 func (d *fuseDaemon) granted(ctx context.Context) error {
-	if err := d.sock.Send(encode(fuseMsg{Op: "granted"})); err != nil {
+	if err := d.send(fuseMsg{Op: "granted"}); err != nil {
 		return fmt.Errorf("tell FUSE daemon of the grant: %w", err)
 	}
 	if err := d.await(ctx, "granted"); err != nil {
@@ -170,16 +267,28 @@ func (d *fuseDaemon) granted(ctx context.Context) error {
 	return nil
 }
 
-// Close ends the daemon: it sees its socket closed; if it is stuck it is killed.
+// Close ends keeper and daemon, and with the last /dev/fuse the mount.
 func (d *fuseDaemon) Close() {
-	_ = d.cmd.Process.Kill() // nothing in it needs to be finished: it has no state of its own here
-	d.sock.Close()
-	for range d.msgs { // a message that nobody wants any more must not stop the reader
+	d.mu.Lock()
+	d.ending = true
+	s := d.sock
+	d.mu.Unlock()
+	_ = s.Send(encode(fuseMsg{Op: "end"})) // fails if it has ended
+	for range d.msgs {                     // a message that nobody wants any more must not stop the reader
 	}
 	<-d.done
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.kept >= 0 {
+		unix.Close(d.kept)
+		d.kept = -1
+	}
+	if err := os.RemoveAll(filepath.Join(d.cfg.StoreDir, lazyfs.KeptDir)); err != nil {
+		d.log.Error("remove what FUSE daemons have kept", "err", err)
+	}
 }
 
-// FuseDaemonMain is the daemon: it serves one mount until its socket closes, or, if the tree runs by then, until the mount is gone.
+// FuseDaemonMain is the daemon: it serves one mount until that is gone; before the grant its keeper's end is its end, too.
 func FuseDaemonMain(log *slog.Logger) error {
 	unix.CloseOnExec(3)
 	sock, err := fdpass.New(os.NewFile(3, "control"))
@@ -188,14 +297,20 @@ func FuseDaemonMain(log *slog.Logger) error {
 	}
 	defer sock.Close()
 	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}) // as many as allowed; more is better, less works
-	p := &fuseProcess{sock: sock, log: log}
+	p := &fuseProcess{sock: sock, log: log, over: make(chan error, 1)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	defer p.close()
 	buf := make([]byte, fdpass.MaxMessage)
 	for {
 		n, files, err := sock.Recv(buf)
-		if err != nil && p.handed.Load() {
-			log.Warn("the agent is gone; the tree's files are served on", "err", err)
+		select {
+		case err := <-p.over:
+			fdpass.CloseAll(files)
+			return err
+		default:
+		}
+		if err != nil && p.handed.Load() && p.daemon != nil {
+			log.Warn("the keeper is gone; the tree's files are served on", "err", err)
 			return p.daemon.Wait()
 		}
 		if errors.Is(err, os.ErrClosed) {
@@ -210,6 +325,9 @@ func FuseDaemonMain(log *slog.Logger) error {
 			return fmt.Errorf("message of agent: %w", err)
 		}
 		if err := p.handle(m, files); err != nil {
+			if p.cfg.TakeOver { // the keeper tries again
+				return err
+			}
 			log.Error("FUSE daemon", "op", m.Op, "err", err)
 			if err := sock.Send(encode(fuseMsg{Op: "failed", Error: err.Error()})); err != nil {
 				return err
@@ -233,6 +351,7 @@ type fuseProcess struct {
 
 	connected atomic.Bool // the client has a connection, as far as is known
 	handed    atomic.Bool // the grant has been given: the tree needs this process, whoever dies
+	over      chan error  // holds why serving has failed
 	wg        sync.WaitGroup
 }
 
@@ -240,6 +359,7 @@ func (p *fuseProcess) handle(m fuseMsg, files []*os.File) (err error) {
 	switch {
 	case m.Op == "config" && m.Config != nil && len(files) == 1:
 		p.cfg, p.fuse = *m.Config, files[0]
+		p.handed.Store(p.cfg.TakeOver)
 		p.keys, err = keys.Load(p.cfg.TLSDir)
 		return err
 	case m.Op == "lane" && len(files) == 1:
@@ -264,7 +384,7 @@ func (p *fuseProcess) handle(m fuseMsg, files []*os.File) (err error) {
 func (p *fuseProcess) granted() {
 	m := fuseMsg{Op: "granted"}
 	if err := p.daemon.Granted(); err != nil {
-		m = fuseMsg{Op: "failed", Error: err.Error()}
+		p.log.Warn("the tree's mount will not outlive this daemon", "err", err)
 	}
 	if err := p.sock.Send(encode(m)); err != nil {
 		p.log.Warn("tell agent of the grant", "err", err) // it is gone
@@ -286,7 +406,7 @@ func (p *fuseProcess) lane(f *os.File) error {
 	if err != nil {
 		nc.Close()
 		p.log.Warn("files lane refused", "err", err)
-		if p.client != nil && !p.connected.Load() { // the agent believes that this was the lane it asked for
+		if (p.client != nil || p.cfg.TakeOver) && !p.connected.Load() { // the agent believes that this was the lane it asked for
 			p.lost()
 		}
 		return nil // somebody's attempt; the migration goes on
@@ -299,23 +419,41 @@ func (p *fuseProcess) lane(f *os.File) error {
 		p.log.Info("files lane is back")
 		return nil
 	}
-	p.client = remotefs.NewClient(c, remotefs.ClientOptions{Log: p.log, Lost: func(error) {
+	return p.serve(c)
+}
+
+// serve begins to serve the mount with the first connection.
+func (p *fuseProcess) serve(c *wire.Conn) error {
+	o := lazyfs.Options{StoreDir: p.cfg.StoreDir, LocalFiles: p.cfg.Local, Log: p.log, Keep: p.keep}
+	life := uint32(0)
+	if p.cfg.TakeOver {
+		l, err := lazyfs.Inherit(p.cfg.StoreDir)
+		if err != nil {
+			return err
+		}
+		o.TakeOver, life = l, l.Life
+	}
+	p.client = remotefs.NewClient(c, remotefs.ClientOptions{Log: p.log, Session: p.cfg.Session, Life: life, Lost: func(error) {
 		p.connected.Store(false)
 		p.lost()
 	}})
-	// A number of its own: the runtime may have put the one that came over the socket into its poller, and what is polled
-	// before the mount is never woken (fs/fuse/dev.c, fuse_dev_poll).
-	fd, err := unix.FcntlInt(p.fuse.Fd(), unix.F_DUPFD_CLOEXEC, 3)
-	if err != nil {
-		return fmt.Errorf("copy /dev/fuse: %w", err)
+	o.Remote = p.client
+	if !p.cfg.TakeOver { // after the grant there is nothing to be told ahead
+		o.Seeds = p.client
 	}
-	p.daemon, err = lazyfs.Start(context.Background(), lazyfs.Options{
-		FuseFD: fd, Remote: p.client, Seeds: p.client, StoreDir: p.cfg.StoreDir, LocalFiles: p.cfg.Local, Log: p.log,
-	})
-	if err != nil {
+	// A number of its own: the runtime may have put the one that came over the socket into its poller, and what is polled
+	// before the mount is never woken (fs/fuse/dev.c, fuse_dev_poll). And this file would keep the connection alive when the daemon has closed its own.
+	var err error
+	if o.FuseFD, err = fdpass.Number(p.fuse); err != nil {
 		return err
 	}
-	_ = p.fuse.Close() // the daemon has its own; this one would keep the connection alive when that is closed
+	if p.daemon, err = lazyfs.Start(context.Background(), o); err != nil {
+		return err
+	}
+	p.wg.Go(p.watch)
+	if p.cfg.TakeOver {
+		return nil
+	}
 	p.wg.Go(p.tellSteps)
 	return p.sock.Send(encode(fuseMsg{Op: "ready"}))
 }
@@ -335,6 +473,29 @@ func (p *fuseProcess) tellSteps() {
 			p.log.Warn("tell agent", "op", step.op, "err", err) // it is gone
 		}
 	}
+}
+
+// watch ends this process where serving has failed. When the mount is gone there may still be questions about the store.
+func (p *fuseProcess) watch() {
+	if err := p.daemon.Wait(); err != nil {
+		p.over <- err
+		p.sock.Shutdown()
+		return
+	}
+	if err := p.sock.Send(encode(fuseMsg{Op: "unmounted"})); err != nil {
+		p.log.Debug("tell keeper that the mount is gone", "err", err) // it is gone, too
+	}
+}
+
+// keep gives the mounted /dev/fuse to the keeper, and through it to the agent.
+func (p *fuseProcess) keep(fd int) error {
+	fd, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fmt.Errorf("copy /dev/fuse: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "/dev/fuse")
+	defer f.Close()
+	return p.sock.Send(encode(fuseMsg{Op: "keep"}), f)
 }
 
 // lost asks the agent for another lane.

@@ -80,7 +80,7 @@ func (d *fuseDaemon) askStore(ctx context.Context, q storeMsg, result any) error
 		delete(d.asks, q.Number)
 		d.mu.Unlock()
 	}()
-	if err := d.sock.Send(encode(fuseMsg{Op: "store", Store: &q})); err != nil {
+	if err := d.send(fuseMsg{Op: "store", Store: &q}); err != nil {
 		return fmt.Errorf("ask FUSE daemon to %s files: %w", q.Do, err)
 	}
 	select {
@@ -122,6 +122,16 @@ func (d *fuseDaemon) storeAnswer(a *storeMsg) {
 	if c := d.asks[a.Number]; c != nil {
 		c <- *a // has room
 		delete(d.asks, a.Number)
+	}
+}
+
+// storeLost tells all who asked that the daemon which would have answered is dead. The next one knows nothing of the store.
+func (d *fuseDaemon) storeLost() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for n, c := range d.asks {
+		c <- storeMsg{Error: "the FUSE daemon has died, and another has taken its place: ask again from the beginning"} // has room
+		delete(d.asks, n)
 	}
 }
 

@@ -18,6 +18,7 @@ const (
 	featPagemapScan = "pagemap-scan"       // 6.7
 	featFuse        = "fuse"               // needed at the target
 	featPassthrough = "fuse-passthrough"   // 6.9
+	featResend      = "fuse-resend"        // 6.9
 	featFreezer     = "cgroup2-freezer"    // needed at the source
 	featTimeNS      = "time-namespace"     // needed at the target
 	featPidfdGetfd  = "pidfd-getfd"        // needed at the source
@@ -41,6 +42,7 @@ func (f *Facts) readFeatures(proc string) {
 	have[featPagemapScan] = pagemap.Probe().Scan
 	have[featFuse] = unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) == nil
 	have[featPassthrough] = have[featFuse] && kernelAtLeast(f.Kernel, 6, 9)
+	have[featResend] = have[featFuse] && kernelAtLeast(f.Kernel, 6, 9)
 	have[featTimeNS] = exists(filepath.Join(proc, "self/ns/time"))
 	// Where only v1 is mounted, v2 is mounted privately; its freezer needs no controller.
 	b, _ := readFile(filepath.Join(proc, "filesystems"))

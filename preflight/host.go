@@ -31,6 +31,7 @@ var needs = []need{
 	{featPagemapScan, Info, "PAGEMAP_SCAN (6.7)", "fallback: pagemap is read, 8 bytes a page", "a kernel ≥ 6.7 is faster"},
 	{featFuse, Refuse, "/dev/fuse", "files cannot be reached at the target", "modprobe fuse"},
 	{featPassthrough, Info, "FUSE passthrough (6.9)", "fallback: every read and write passes the daemon until detached", "a kernel ≥ 6.9 is faster"},
+	{featResend, Warn, "FUSE_NOTIFY_RESEND (6.9)", "if the process that serves the tree's files dies, they fail with ENOTCONN", "a kernel ≥ 6.9 as the target"},
 	{featFreezer, Refuse, "the cgroup v2 freezer", "the tree cannot be stopped as one", "a kernel ≥ 5.14 with cgroup v2"},
 	{featTimeNS, Refuse, "time namespaces", "the monotonic clock would jump at the target", "a kernel with CONFIG_TIME_NS"},
 	{featPidfdGetfd, Refuse, "pidfd_getfd", "descriptors of the tree cannot be kept", "a kernel ≥ 5.6; run as root"},

@@ -51,6 +51,7 @@ func hidden(log *slog.Logger) map[string]func() error {
 		migrate.WardenArg:     func() error { return migrate.WardenMain(log) },
 		migrate.GuestArg:      migrate.GuestMain,
 		migrate.FuseDaemonArg: func() error { return migrate.FuseDaemonMain(log) },
+		migrate.FuseKeeperArg: func() error { return migrate.FuseKeeperMain(log) },
 		restore.GuardianArg:   func() error { restore.GuardianMain(); return nil },
 		restore.HandlerArg:    func() error { restore.HandlerMain(); return nil },
 		dump.KeeperArg:        func() error { os.Exit(dump.KeeperMain(os.Args[2:])); return nil },

@@ -224,6 +224,22 @@ func parse(oob []byte) ([]*os.File, error) {
 	return files, nil
 }
 
+// Number takes the descriptor out of a file that was received, so that no poller of the runtime knows it: one that does is woken for each event of the file.
+func Number(f *os.File) (fd int, err error) {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return -1, fmt.Errorf("take descriptor: %w", err)
+	}
+	defer f.Close()
+	if e := c.Control(func(n uintptr) { fd, err = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 3) }); e != nil {
+		err = e
+	}
+	if err != nil {
+		return -1, fmt.Errorf("take descriptor: %w", err)
+	}
+	return fd, nil
+}
+
 // CloseAll closes what was received and is not wanted.
 func CloseAll(files []*os.File) {
 	for _, f := range files {
