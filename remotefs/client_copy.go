@@ -80,3 +80,20 @@ func (c *Client) Path(ctx context.Context, node uint64) (string, error) {
 	}
 	return string(b), err
 }
+
+// Scan tells what is in the directory at path below a node (none: the node itself), from the first name after the given one on. more: there
+// are others behind.
+func (c *Client) Scan(ctx context.Context, node uint64, path, after string, contents bool) (list []wire.FileScanned, more bool, err error) {
+	e := head(node, wire.FileCaller{})
+	e.String(path)
+	e.String(after)
+	e.Bool(contents)
+	err = c.call(ctx, 0, wire.MsgFileScan, e, func(d *wire.Decoder) {
+		more = d.Bool()
+		list = make([]wire.FileScanned, d.Count(4+wire.FileAttrSize+wire.FileSumSize))
+		for i := range list {
+			list[i].Get(d)
+		}
+	})
+	return list, more, err
+}

@@ -52,5 +52,6 @@ func init() {
 		wire.MsgFileSum:     {name: "sum", fn: (*Server).opSum},
 		wire.MsgFileStamps:  {name: "stamps", fn: (*Server).opStamps},
 		wire.MsgFilePath:    {name: "path", fn: (*Server).opPath},
+		wire.MsgFileScan:    {name: "scan", fn: (*Server).opScan},
 	}
 }

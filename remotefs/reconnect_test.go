@@ -109,6 +109,13 @@ var operations = map[string]func(e *each) (any, error){
 		l, err := e.c.Stamps(ctx, []uint64{e.f.Node, e.d.Node})
 		return len(l), err
 	},
+	"scan": func(e *each) (any, error) {
+		l, more, err := e.c.Scan(ctx, 1, "", "d", true)
+		for i := range l {
+			l[i].Attr = wire.FileAttr{} // has times
+		}
+		return fmt.Sprint(l, more), err
+	},
 	"path":    func(e *each) (any, error) { return e.c.Path(ctx, e.d.Node) },
 	"forget":  func(e *each) (any, error) { e.c.Forget([]wire.FileForget{{Node: e.d.Node, Count: 1}}); return nil, nil },
 	"release": func(e *each) (any, error) { e.c.Release(e.f.Node, e.h); return nil, nil },

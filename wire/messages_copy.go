@@ -6,6 +6,7 @@ const (
 	MsgFileSum     Type = 382 // SHA-256 of a range, see remotefs.Digest
 	MsgFileStamps  Type = 384 // attributes of many nodes
 	MsgFilePath    Type = 386 // where a node is
+	MsgFileScan    Type = 388 // a directory, with all that two copies of it are compared by
 )
 
 // Limits of these.
@@ -20,3 +21,26 @@ const (
 
 // FileExtent is a range that holds data.
 type FileExtent struct{ Start, End int64 }
+
+// FileScanned is one name of a scanned directory. Sum is what remotefs.Describe says.
+type FileScanned struct {
+	Name string
+	Attr FileAttr
+	Sum  [FileSumSize]byte
+}
+
+// Put appends f.
+func (f *FileScanned) Put(e *Encoder) {
+	e.String(f.Name)
+	f.Attr.Put(e)
+	e.B = append(e.B, f.Sum[:]...)
+}
+
+// Get takes f.
+func (f *FileScanned) Get(d *Decoder) {
+	f.Name = d.String(MaxFileName)
+	f.Attr.Get(d)
+	for i := range f.Sum {
+		f.Sum[i] = d.U8()
+	}
+}

@@ -76,7 +76,9 @@ func (s *Store) bringUp(ctx context.Context, w *work) (err error) {
 		return err
 	}
 	defer func() { _ = unix.Close(w.fd) }()
-	if o.isReg() && len(w.data)+len(w.check) > 0 || o.size != int64(w.attr.Size) && o.isReg() {
+	if o.declared { // a place to mount at
+		w.data, w.check = nil, nil
+	} else if o.isReg() && len(w.data)+len(w.check) > 0 || o.size != int64(w.attr.Size) && o.isReg() {
 		if err := s.contents(ctx, w); err != nil {
 			return err
 		}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,8 +28,8 @@ import (
 const helperEnv = "STORE_TEST_HELPER"
 
 func TestMain(m *testing.M) {
-	if src := os.Getenv(helperEnv); src != "" {
-		if err := helper(src, os.Getenv(helperEnv+"_DIR")); err != nil {
+	if conf := os.Getenv(helperEnv); conf != "" {
+		if err := helper(conf); err != nil {
 			fmt.Println("error:", err)
 			os.Exit(1)
 		}
@@ -37,10 +38,19 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// helper serves src until its standard input ends. Descriptor 3 is /dev/fuse. A command is a line, its answer a line of JSON.
-func helper(src, dir string) error {
+type helperConf struct {
+	Src, Dir, Own string
+	MaxNames      int
+}
+
+// helper serves a source until its standard input ends. Descriptor 3 is /dev/fuse. A command is a line, its answer a line of JSON.
+func helper(conf string) error {
+	var c helperConf
+	if err := json.Unmarshal([]byte(conf), &c); err != nil {
+		return err
+	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
-	root, err := os.OpenFile(src, unix.O_PATH|unix.O_DIRECTORY, 0)
+	root, err := os.OpenFile(c.Src, unix.O_PATH|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return err
 	}
@@ -59,11 +69,15 @@ func helper(src, dir string) error {
 		_ = server.Serve(context.Background(), wire.NewConn(a)) // ends with the connection
 	}()
 	client := remotefs.NewClient(wire.NewConn(b), remotefs.ClientOptions{Log: log})
-	d, err := lazyfs.Start(context.Background(), lazyfs.Options{FuseFD: 3, Remote: client, StoreDir: dir, Log: log})
+	d, err := lazyfs.Start(context.Background(), lazyfs.Options{FuseFD: 3, Remote: client, StoreDir: c.Dir, Log: log})
 	if err != nil {
 		return err
 	}
-	s, err := New(context.Background(), Options{Dir: dir, Remote: client, Busy: d.Busy, Locals: d.NameLocals, Log: log})
+	m := &meddler{Remote: client}
+	m.path.Store("")
+	s, err := New(context.Background(), Options{
+		Dir: c.Dir, Own: c.Own, MaxNames: c.MaxNames, Remote: m, Busy: d.Busy, Locals: d.NameLocals, Log: log,
+	})
 	if err != nil {
 		return err
 	}
@@ -95,6 +109,13 @@ func helper(src, dir string) error {
 		case "settle":
 			r, err := s.Settle(context.Background())
 			answer(r, err)
+		case "meddle":
+			m.path.Store(arg)
+			answer("meddling", nil)
+		case "status":
+			answer(s.Status(), nil)
+		case "files":
+			answer(s.Files(), nil)
 		case "local":
 			var inos []uint64
 			err := json.Unmarshal([]byte(arg), &inos)
@@ -124,6 +145,26 @@ func helper(src, dir string) error {
 	return nil
 }
 
+// meddler is somebody else on the source, who writes whenever it is looked whether anybody does.
+type meddler struct {
+	Remote
+	path atomic.Value // string; empty: nothing
+}
+
+func (m *meddler) Stamps(ctx context.Context, nodes []uint64) ([]remotefs.FileStamp, error) {
+	if p := m.path.Load().(string); p != "" {
+		f, err := os.OpenFile(p, os.O_WRONLY|os.O_APPEND, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		if _, err := f.WriteString("x"); err != nil {
+			return nil, err
+		}
+	}
+	return m.Remote.Stamps(ctx, nodes)
+}
+
 func socketPair() (a, b net.Conn, err error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -144,6 +185,7 @@ func socketPair() (a, b net.Conn, err error) {
 type rig struct {
 	t             testing.TB
 	src, mnt, dir string
+	own           string // the target's own root
 	root          string // the store's
 	cmd           *exec.Cmd
 	in            *os.File
@@ -152,19 +194,21 @@ type rig struct {
 
 func newRig(t testing.TB) *rig {
 	t.Helper()
-	return newRigAt(t, t.TempDir(), t.TempDir())
+	return newRigWith(t, helperConf{Src: t.TempDir(), Dir: t.TempDir(), Own: t.TempDir()})
 }
 
-func newRigAt(t testing.TB, src, dir string) *rig {
+func newRigWith(t testing.TB, c helperConf) *rig {
 	t.Helper()
-	r := &rig{t: t, src: src, dir: dir, root: filepath.Join(dir, "root"), mnt: filepath.Join(t.TempDir(), "mnt"), lines: make(chan string, 100)}
+	conf, err := json.Marshal(c)
+	must(t, err)
+	r := &rig{t: t, src: c.Src, dir: c.Dir, own: c.Own, root: filepath.Join(c.Dir, "root"), mnt: filepath.Join(t.TempDir(), "mnt"), lines: make(chan string, 100)}
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	must(t, err)
 	pr, pw, err := os.Pipe()
 	must(t, err)
 	r.in = pw
 	r.cmd = exec.Command("/proc/self/exe")
-	r.cmd.Env = append(os.Environ(), helperEnv+"="+src, helperEnv+"_DIR="+dir)
+	r.cmd.Env = append(os.Environ(), helperEnv+"="+string(conf))
 	r.cmd.Stdin, r.cmd.Stderr, r.cmd.ExtraFiles = pr, os.Stderr, []*os.File{dev}
 	r.cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGKILL}
 	out, err := r.cmd.StdoutPipe()

@@ -116,7 +116,8 @@ func (s *Store) wanted(o *object) map[string]*object {
 		switch {
 		case o.how == howBind, o.how == howNone:
 		case x.isDir() && x.how == howNone && o.how == howExpand:
-		case o.how == howExpand && left(x):
+		case o.only != "" && o.only != name:
+		case o.how == howExpand && o.leaves(name, x):
 		default:
 			w[name] = x
 			if x.isDir() && x.how == howNone {

@@ -28,6 +28,7 @@ type object struct {
 	names     map[place]struct{}
 	hidden    bool // has a name in the hidden directory
 	made      bool // exists in the store
+	must      bool // can't be the target's own: the tree has written there, or it is to come
 	needed    bool // is there also where its directory is only expanded
 	size      int64
 	xattrs    bool          // the copy has some
@@ -35,7 +36,11 @@ type object struct {
 	stamped   bool          // a change of the source's file since then would show
 	fd        int           // directories: O_PATH, in the store; -1
 	how       how           // directories
-	from      string        // howBind: the target's own directory
+	from      string        // howBind: the target's own
+	declared  bool          // howBind: by somebody, not because it is equal
+	only      string        // howExpand: the one name of it that comes
+	survey    *summary      // directories
+	asked     string        // the path that a survey is to be made of
 
 	applied map[string]*object // names in the store
 

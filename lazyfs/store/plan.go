@@ -1,11 +1,16 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path"
+	"slices"
 	"strings"
+	"syscall"
+	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,12 +42,13 @@ type Undecided struct {
 	Reason string `json:"reason"`
 }
 
+const comparing = "is being compared with the target's own"
+
 type goalKind int
 
 const (
 	goalOpen    goalKind = iota // a node that the tree has opened
-	goalChanged                 // one that it has changed
-	goalWritten                 // one that it has open for writing: the directory comes along
+	goalChanged                 // one that it has changed, or has open for writing: what lies beside it comes along
 	goalPath                    // a path that is used
 	goalWhole                   // a path whose tree comes
 	goalLocal                   // a path that is the target's own
@@ -51,136 +57,204 @@ const (
 // goal is one thing that the plan has to have.
 type goal struct {
 	kind goalKind
-	node uint64
+	node uint64 // goalOpen, goalChanged
 	path string
-	why  string
 }
 
 func (w *Want) goals() []goal {
 	var g []goal
-	for _, p := range w.Local { // first: nothing below them needs a look
-		g = append(g, goal{kind: goalLocal, path: path.Clean("/" + p)})
+	add := func(kind goalKind, paths []string) {
+		for _, p := range paths {
+			g = append(g, goal{kind: kind, path: path.Clean("/" + p)})
+		}
 	}
-	for _, p := range w.With {
-		g = append(g, goal{kind: goalWhole, path: path.Clean("/" + p), why: "is to come along"})
-	}
-	for _, p := range w.Cwd {
-		g = append(g, goal{kind: goalWhole, path: path.Clean("/" + p), why: "is a working directory"})
-	}
-	for _, p := range w.Exe {
-		g = append(g, goal{kind: goalPath, path: path.Clean("/" + p)}, goal{kind: goalWhole, path: path.Dir(path.Clean("/" + p)), why: "holds the program"})
-	}
+	add(goalLocal, w.Local)
+	add(goalWhole, w.With)
+	add(goalPath, w.Cwd)
+	add(goalPath, w.Exe)
 	return g
 }
 
-// kernelDirs are the target's, mounted by who builds the root.
+// kernelDirs are the target's, mounted by who builds the root. In /dev only /dev/shm holds files, and is moved.
 var kernelDirs = map[string]bool{"proc": true, "sys": true, "dev": true}
 
-// shared are directories that are never moved whole because something in them is used: they hold what belongs to everybody.
-var shared = map[string]bool{
-	"/": true, "/usr": true, "/etc": true, "/bin": true, "/sbin": true, "/lib": true, "/lib64": true, "/lib32": true, "/libx32": true, "/boot": true,
-	"/var": true, "/home": true, "/opt": true, "/mnt": true, "/media": true, "/usr/bin": true, "/usr/sbin": true, "/usr/lib": true, "/usr/lib64": true,
-	"/usr/libexec": true, "/usr/share": true, "/usr/local": true, "/usr/local/bin": true, "/usr/local/sbin": true, "/usr/local/lib": true,
-	"/var/lib": true, "/var/cache": true, "/usr/lib/x86_64-linux-gnu": true,
-}
+const shm = "shm"
 
-// smallFile is the size up to which files come that lie beside others that are needed.
+// smallFile is the size up to which files come because they lie beside others.
 const smallFile = 1 << 20
 
 // plan is what has been decided. Guarded by Store.pass.
 type plan struct {
 	changed map[*object]struct{} // directories whose copies are to get other names
 	bad     map[string]string    // path → why it can't be as it is wanted
+	ask     []*object            // surveys to be made
+	begun   bool                 // the root has been looked at
+	fresh   bool                 // one has been made since the last round
+	waiting []goal               // for a survey
+	names   int                  // that come unasked
+	bytes   int64
 }
 
 func (p *plan) init() { p.changed, p.bad = map[*object]struct{}{}, map[string]string{} }
 
-// decide works off the goals. With pass.
+// decide works off the goals, and then what nobody has named. With pass.
 func (s *Store) decide(ctx context.Context) error {
-	if s.root.listing == nil {
-		if err := s.list(ctx, s.root); err != nil {
+	if !s.plan.begun {
+		if err := s.listRoot(ctx); err != nil {
 			return err
 		}
-		s.plan.changed[s.root] = struct{}{}
-		for name, x := range s.root.listing {
-			if kernelDirs[name] && x.isDir() {
-				x.how = howBind
-			}
-		}
+	}
+	if s.plan.fresh || s.final.Load() {
+		s.mu.Lock()
+		s.goals = append(s.goals, s.plan.waiting...)
+		s.mu.Unlock()
+		s.plan.waiting, s.plan.fresh = nil, false
 	}
 	for {
 		s.mu.Lock()
 		if len(s.goals) == 0 {
 			s.mu.Unlock()
-			return nil
+			return s.decideRest(ctx)
 		}
-		g := s.goals[0]
+		i := max(0, slices.IndexFunc(s.goals, func(g goal) bool { return g.kind == goalLocal })) // first: nothing below them needs a look
+		g := s.goals[i]
 		s.mu.Unlock()
-		if err := s.reach(ctx, g); err != nil {
+		done, err := s.reach(ctx, g)
+		if err != nil {
 			return err
 		}
+		if !done {
+			s.plan.waiting = append(s.plan.waiting, g)
+		}
 		s.mu.Lock()
-		s.goals = s.goals[1:] // others are only added behind
+		s.goals = slices.Delete(s.goals, i, i+1) // others are only added behind
 		s.mu.Unlock()
 	}
 }
 
-// reach decides what one goal needs.
-func (s *Store) reach(ctx context.Context, g goal) error {
-	p := g.path
-	if g.kind <= goalWritten {
-		if s.comesAnyway(g.node) {
-			return nil
+func (s *Store) listRoot(ctx context.Context) error {
+	if err := s.list(ctx, s.root); err != nil {
+		return err
+	}
+	s.plan.changed[s.root], s.plan.begun = struct{}{}, true
+	for name, x := range s.root.listing {
+		if !kernelDirs[name] || !x.isDir() {
+			continue
 		}
-		var err error
+		x.how = howBind
+		if name != "dev" {
+			continue
+		}
+		if err := s.list(ctx, x); err != nil {
+			return err
+		}
+		if y := x.listing[shm]; y != nil && y.isDir() {
+			s.mu.Lock()
+			x.how, x.only = howExpand, shm
+			y.how, y.relist = howMove, true
+			s.dirty[y] = struct{}{}
+			s.mu.Unlock()
+			s.plan.changed[x] = struct{}{}
+		}
+	}
+	return nil
+}
+
+// decideRest decides about directories beside those that are used.
+func (s *Store) decideRest(ctx context.Context) error {
+	var visit func(o *object, p string) error
+	visit = func(o *object, p string) error {
+		for _, name := range slices.Sorted(maps.Keys(o.listing)) {
+			x := o.listing[name]
+			if !x.isDir() || o.only != "" {
+				continue
+			}
+			q := path.Join(p, name)
+			if x.how == howNone {
+				if _, err := s.resolve(ctx, o, x, name, q); err != nil {
+					return err
+				}
+			}
+			if x.how == howExpand {
+				if err := visit(x, q); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	return visit(s.root, "/")
+}
+
+// reach decides what one goal needs. Not done: it waits for a survey.
+func (s *Store) reach(ctx context.Context, g goal) (done bool, err error) {
+	p := g.path
+	if g.kind <= goalChanged {
+		if s.comesAnyway(g.node) {
+			return true, nil
+		}
 		p, err = s.o.Remote.Path(ctx, g.node)
 		s.mu.Lock()
 		delete(s.strange, g.node)
 		s.mu.Unlock()
 		if isGone(err) {
-			return s.reachNameless(ctx, g.node)
+			return true, s.reachNameless(ctx, g.node)
 		} else if err != nil {
-			return fmt.Errorf("find path of node %d: %w", g.node, err)
+			return false, fmt.Errorf("find path of node %d: %w", g.node, err)
 		}
 	}
 	if g.kind == goalLocal {
-		return s.reachLocal(ctx, p)
+		return true, s.reachLocal(ctx, p)
 	}
-	up, o, at, err := s.walk(ctx, p)
-	if err != nil || at != "" {
-		if isGone(err) && g.kind <= goalWritten { // renamed or removed meanwhile: where it went is another goal
-			return s.reachNameless(ctx, g.node)
-		} else if isGone(err) {
-			return nil // the tree does not find it either
-		}
-		if err == nil && at != "" {
-			return s.below(ctx, g, p)
-		}
-		return err
-	}
-	s.need(up, o)
+	write := g.kind == goalChanged || g.kind == goalWhole
+	w, err := s.walk(ctx, p, write)
 	switch {
-	case g.kind == goalWhole && o.isDir():
-		s.whole(p, up, o)
-	case g.kind == goalChanged || g.kind == goalWritten:
-		if !o.isDir() {
-			p, o = path.Dir(p), up
+	case isGone(err) && g.kind <= goalChanged: // renamed or removed meanwhile: where it went is another goal
+		return true, s.reachNameless(ctx, g.node)
+	case isGone(err):
+		return true, nil // the tree does not find it either
+	case err != nil:
+		return false, err
+	case w.pending:
+		return false, nil
+	case w.at != "":
+		same, err := s.below(ctx, g, p, w)
+		if err == nil && !same { // the target's own, because it was the same when it was compared
+			s.mu.Lock()
+			s.goals = append(s.goals, goal{kind: goalChanged, node: g.node})
+			s.mu.Unlock()
 		}
-		if o != nil {
-			s.whole(p, nil, o)
-		}
-	case g.kind == goalOpen && up != nil:
-		s.plan.changed[up] = struct{}{}
+		return true, err
 	}
-	return nil
+	s.need(w.up, w.o)
+	if write {
+		for _, d := range append(w.way, w.o) {
+			d.must = true
+		}
+	}
+	switch {
+	case g.kind == goalWhole && w.o.isDir():
+		s.whole(w.up, w.o)
+	case g.kind == goalChanged && w.o.isDir():
+		return s.wholeIfSmall(ctx, w.o, p)
+	case g.kind == goalChanged && w.up != nil:
+		return s.wholeIfSmall(ctx, w.up, path.Dir(p))
+	}
+	return true, nil
 }
 
 // comesAnyway says that a node and all beside it is moved, wherever it is.
 func (s *Store) comesAnyway(node uint64) bool {
 	s.mu.Lock()
 	o := s.byNode[node]
+	if o != nil {
+		delete(s.strange, node)
+	}
 	s.mu.Unlock()
-	if o == nil || len(o.names) == 0 {
+	if o == nil || o.how == howMove {
+		return o != nil
+	}
+	if len(o.names) == 0 || o.isDir() {
 		return false
 	}
 	for p := range o.names {
@@ -198,8 +272,7 @@ func (s *Store) need(up, o *object) {
 	defer s.mu.Unlock()
 	o.needed = true
 	if o.isDir() && o.how == howNone {
-		o.how, o.relist = howExpand, o.listing == nil
-		s.dirty[o] = struct{}{}
+		s.setLocked(o, howExpand)
 	}
 	if up != nil {
 		s.plan.changed[up] = struct{}{}
@@ -209,19 +282,70 @@ func (s *Store) need(up, o *object) {
 	}
 }
 
-// whole lets a directory come with all that is in it.
-func (s *Store) whole(p string, up, o *object) {
-	if shared[p] || o.how == howMove || o.how == howBind {
-		return
+// setLocked decides about a directory. With mu.
+func (s *Store) setLocked(o *object, h how) {
+	o.how = h
+	if h != howBind && (o.listing == nil || h == howMove) {
+		o.relist = true
+		s.dirty[o] = struct{}{}
 	}
+	s.plan.changed[o] = struct{}{}
+}
+
+// whole lets a directory come with all that is in it.
+func (s *Store) whole(up, o *object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o.how, o.relist = howMove, true
-	s.dirty[o] = struct{}{}
-	s.plan.changed[o] = struct{}{}
+	s.setLocked(o, howMove)
 	if up != nil {
 		s.plan.changed[up] = struct{}{}
 	}
+}
+
+// wholeIfSmall lets a directory come because the tree writes in it.
+func (s *Store) wholeIfSmall(ctx context.Context, o *object, p string) (done bool, err error) {
+	if o.how == howMove || o.only != "" || o == s.root {
+		return true, nil
+	}
+	m, err := s.surveyed(ctx, o, p)
+	if err != nil || m == nil {
+		return false, err
+	}
+	if s.small(m) {
+		s.whole(nil, o)
+	}
+	return true, nil
+}
+
+// resolve decides about a directory that is not written: the target's own if it is the same, moved if it is small, else one by one
+// what is in it. False: it is not known yet, or it must be said.
+func (s *Store) resolve(ctx context.Context, up, o *object, name, p string) (bool, error) {
+	if o.survey == nil && up.survey != nil {
+		if m := up.survey.dirs[name]; m != nil && !m.more {
+			o.survey = m
+		}
+	}
+	m, err := s.surveyed(ctx, o, p)
+	if err != nil || m == nil {
+		return false, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var st unix.Stat_t
+	ours := unix.Lstat(s.own(p), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+	switch {
+	case m.equal && ours && st.Mode == o.attr.Mode && st.Uid == o.attr.UID && st.Gid == o.attr.GID && utf8.ValidString(p):
+		o.from = s.own(p)
+		s.setLocked(o, howBind)
+	case s.small(m) && s.room(m.names, m.bytes):
+		s.setLocked(o, howMove)
+	case ours && !s.small(m) && s.room(m.loose, m.heavy):
+		s.setLocked(o, howExpand)
+	default:
+		return false, nil
+	}
+	s.plan.changed[up] = struct{}{}
+	return true, nil
 }
 
 // reachNameless takes a file that is open and has no name.
@@ -254,10 +378,14 @@ func (s *Store) reachNameless(ctx context.Context, node uint64) error {
 // missed takes what is open and has lost its name between one look and the next.
 func (s *Store) missed(ctx context.Context) error {
 	var nodes []uint64
+	waiting := map[uint64]bool{}
+	for _, g := range s.plan.waiting {
+		waiting[g.node] = true
+	}
 	s.mu.Lock()
 	for node, x := range s.opens {
 		switch o := s.byNode[node]; {
-		case x.bound, o != nil && o.in:
+		case x.bound, waiting[node], o != nil && o.in:
 		case o == nil:
 			s.goals = append(s.goals, goal{kind: goalOpen, node: node})
 		default:
@@ -273,141 +401,176 @@ func (s *Store) missed(ctx context.Context) error {
 	return nil
 }
 
-// walk goes down to a path, lists what it comes through and takes it into the store. at: there the target's own begins.
-func (s *Store) walk(ctx context.Context, p string) (up, o *object, at string, err error) {
-	o = s.root
+// room takes from what may come unasked.
+func (s *Store) room(names int, bytes int64) bool {
+	if s.plan.names+names > s.o.MaxNames || s.plan.bytes+bytes > s.o.MaxBytes {
+		return false
+	}
+	s.plan.names, s.plan.bytes = s.plan.names+names, s.plan.bytes+bytes
+	return true
+}
+
+// walked is where a walk came to.
+type walked struct {
+	up, o    *object
+	way      []*object // directories down to up
+	at       string    // there the target's own begins
+	declared bool      // somebody has said so
+	pending  bool      // what a directory on the way will be is not known yet
+}
+
+// walk goes down to a path and takes what it comes through into the store. write: something there is or was written, so that no directory on
+// the way can be the target's own, unless it was declared to be.
+func (s *Store) walk(ctx context.Context, p string, write bool) (w walked, err error) {
+	w.o = s.root
 	done := "/"
 	for name := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
 		if name == "" {
 			break
 		}
-		if o.how == howBind {
-			return nil, nil, done, nil
+		if !w.o.isDir() {
+			return w, fmt.Errorf("%s is no directory: %w", done, unix.ENOENT)
 		}
-		if !o.isDir() {
-			return nil, nil, "", fmt.Errorf("%s is no directory: %w", done, unix.ENOENT)
+		if w.o.only != "" && w.o.only != name {
+			return walked{at: done, declared: true}, nil
 		}
-		s.need(up, o)
+		s.need(w.up, w.o)
 		s.mu.Lock()
-		stale := o.listing == nil || o.relist || o.listing[name] == nil
+		stale := w.o.listing == nil || w.o.relist || w.o.listing[name] == nil
 		s.mu.Unlock()
 		if stale {
-			if err := s.list(ctx, o); err != nil {
-				return nil, nil, "", err
+			if err := s.list(ctx, w.o); err != nil {
+				return w, err
 			}
-			s.plan.changed[o] = struct{}{}
+			s.plan.changed[w.o] = struct{}{}
 		}
-		x := o.listing[name]
+		x := w.o.listing[name]
 		if x == nil {
-			return nil, nil, "", fmt.Errorf("%s: %w", p, unix.ENOENT)
+			return w, fmt.Errorf("%s: %w", p, unix.ENOENT)
 		}
-		up, o = o, x
+		w.way = append(w.way, w.o)
+		w.up, w.o = w.o, x
 		done = path.Join(done, name)
+		if x.how == howNone && x.isDir() && !write {
+			ok, err := s.resolve(ctx, w.up, x, name, done)
+			if err != nil {
+				return w, err
+			}
+			if !ok && x.survey == nil {
+				return walked{pending: true}, nil
+			}
+		}
+		if x.how == howBind {
+			if !write || x.declared || x.from == "" {
+				return walked{at: done, declared: x.declared || x.from == ""}, nil
+			}
+			s.mu.Lock()
+			s.setLocked(x, howExpand) // it is no longer the same
+			s.mu.Unlock()
+		}
 	}
-	if o.how == howBind {
-		return nil, nil, done, nil
-	}
-	return up, o, "", nil
+	return w, nil
 }
 
-// reachLocal lets a directory of the target's own stand at a path.
+// reachLocal lets what is the target's own stand at a path.
 func (s *Store) reachLocal(ctx context.Context, p string) error {
-	up, o, at, err := s.walk(ctx, path.Dir(p))
-	switch {
-	case at != "":
-		return nil // in another one
-	case isGone(err):
-		return nil // the tree does not find it either
-	case err != nil:
-		return err
-	}
-	s.need(up, o)
-	if o.listing == nil {
-		if err := s.list(ctx, o); err != nil {
-			return err
-		}
-	}
-	x := o.listing[path.Base(p)]
-	switch st, err := os.Stat(p); {
-	case x == nil || !x.isDir() && x.typ == unix.S_IFLNK:
-		return nil
-	case err != nil || !st.IsDir() || !x.isDir():
-		s.plan.bad[p] = "is declared to be local, but is not a directory on both hosts"
-		return nil
-	case p == "/":
+	if p == "/" {
 		s.plan.bad[p] = "the root itself can't be declared to be local"
 		return nil
 	}
-	if x.how == howMove || x.how == howExpand {
-		s.plan.bad[p] = "is declared to be local, but something in it is used by the tree and must come"
+	w, err := s.walk(ctx, path.Dir(p), true)
+	switch {
+	case isGone(err), err == nil && w.at != "": // the tree does not find it either; in another one
+		return nil
+	case err != nil:
+		return err
+	}
+	s.need(w.up, w.o)
+	if w.o.listing == nil {
+		if err := s.list(ctx, w.o); err != nil {
+			return err
+		}
+	}
+	x := w.o.listing[path.Base(p)]
+	st, err := os.Lstat(s.own(p))
+	switch {
+	case x == nil || x.typ == unix.S_IFLNK: // links come as they are
+		return nil
+	case err != nil || uint32(st.Sys().(*syscall.Stat_t).Mode)&unix.S_IFMT != x.typ:
+		s.plan.bad[p] = "is declared to be local, but this host has nothing of its kind there"
+		return nil
+	case x.must:
+		s.plan.bad[p] = "is declared to be local, but the tree writes there, or something in it is to come along"
 		return nil
 	}
-	x.how, x.from = howBind, p
-	s.plan.changed[o] = struct{}{}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x.from, x.declared = s.own(p), true
+	s.setLocked(x, howBind)
+	s.plan.changed[w.o] = struct{}{}
 	return nil
 }
 
-// below is a goal in a directory of the target's own: what is open must be the same there, and nothing may have been changed.
-func (s *Store) below(ctx context.Context, g goal, p string) error {
+// below is a goal in something of the target's own: what is open must be the same there, and nothing may have been changed. False: it is
+// another, though nobody has declared it to be the target's.
+func (s *Store) below(ctx context.Context, g goal, p string, w walked) (ok bool, err error) {
+	kernel := kernelDirs[strings.SplitN(p, "/", 3)[1]]
+	if g.kind == goalOpen && !kernel {
+		a, err := s.o.Remote.GetAttr(ctx, g.node)
+		if err == nil {
+			ok, err = s.sameAsOurs(ctx, g.node, s.own(p), a.Mode&unix.S_IFMT, int64(a.Size))
+		}
+		switch {
+		case isGone(err):
+			return true, nil
+		case err != nil:
+			return false, fmt.Errorf("compare %s: %w", p, err)
+		case ok:
+			s.bound[a.Ino] = p
+		case !w.declared:
+			return false, nil
+		default:
+			s.plan.bad[p] = "is in use, and the target's own is another"
+		}
+	}
 	s.mu.Lock()
-	if x := s.opens[g.node]; x != nil {
+	if x := s.opens[g.node]; x != nil && g.kind <= goalChanged {
 		x.bound = true
 	}
 	s.mu.Unlock()
-	for d := range kernelDirs {
-		if p == "/"+d || strings.HasPrefix(p, "/"+d+"/") {
-			return nil
-		}
+	switch {
+	case kernel:
+	case g.kind == goalChanged:
+		s.plan.bad[p] = "is written by the tree, but " + w.at + " is the target's own"
+	case g.kind == goalWhole:
+		s.plan.bad[p] = "is to come along, but " + w.at + " is the target's own"
 	}
-	switch g.kind {
-	case goalChanged, goalWritten:
-		s.plan.bad[p] = "is written by the tree, but lies in a directory that is the target's own"
-		return nil
-	case goalWhole:
-		if g.why == "is to come along" {
-			s.plan.bad[p] = g.why + ", but lies in a directory that is the target's own"
-		}
-		return nil
-	case goalPath:
-		return nil
-	}
-	a, err := s.o.Remote.GetAttr(ctx, g.node)
-	if isGone(err) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("look at %s: %w", p, err)
-	}
-	same, err := s.sameAsOurs(ctx, g.node, p, a.Mode&unix.S_IFMT, int64(a.Size))
-	if isGone(err) {
-		return nil
-	} else if err != nil {
-		return fmt.Errorf("compare %s: %w", p, err)
-	}
-	if !same {
-		s.plan.bad[p] = "is in use, and the target's own is another"
-		return nil
-	}
-	s.bound[a.Ino] = p
-	return nil
+	return true, nil
 }
 
-// Undecided lists what keeps the files from being the target's.
+// undecided lists what keeps the files from being the target's.
 func (s *Store) undecided() []Undecided {
 	var u []Undecided
 	for p, why := range s.plan.bad {
 		u = append(u, Undecided{p, why})
+	}
+	for _, g := range s.plan.waiting {
+		u = append(u, Undecided{cmp.Or(g.path, fmt.Sprintf("node %d, which is in use,", g.node)), comparing})
 	}
 	var visit func(o *object, p string)
 	visit = func(o *object, p string) {
 		for name, x := range o.listing {
 			q := path.Join(p, name)
 			switch {
+			case o.only != "" && o.only != name:
+			case x.isDir() && x.how == howNone && x.survey == nil:
+				u = append(u, Undecided{q, comparing})
 			case x.isDir() && x.how == howNone:
-				u = append(u, Undecided{q, "nobody has said whether it shall come (--with) or is the target's own (--local)"})
+				u = append(u, Undecided{q, x.survey.reason()})
 			case x.isDir() && x.how == howExpand:
 				visit(x, q)
-			case left(x):
-				u = append(u, Undecided{q, fmt.Sprintf("is a file of %d bytes that is not used now", x.attr.Size)})
+			case o.leaves(name, x):
+				u = append(u, Undecided{q, fmt.Sprintf("is not used, and with %d bytes too large to come unasked: say --with or --local", x.attr.Size)})
 			}
 		}
 	}
@@ -415,8 +578,22 @@ func (s *Store) undecided() []Undecided {
 	return u
 }
 
-// left says that a file beside others that are needed is too large to come unasked.
-func left(x *object) bool { return x.isReg() && !x.needed && x.attr.Size > smallFile }
+// reason says why a directory is neither the target's own nor moved.
+func (m *summary) reason() string {
+	size := fmt.Sprintf("%d names and %d MB", m.names, m.bytes>>20)
+	if m.more {
+		size = "more than " + size
+	}
+	return fmt.Sprintf("is another than the target's own (%s), and too large to come unasked (%s): say --with or --local", m.why, size)
+}
+
+// leaves says that a file in a directory that comes in parts does not come: it is large, nobody uses it, and the target has another.
+func (o *object) leaves(name string, x *object) bool {
+	if !x.isReg() || x.needed || x.declared || x.attr.Size <= smallFile {
+		return false
+	}
+	return o.survey == nil || !o.survey.same[name]
+}
 
 // binds lists what is mounted in the root.
 func (s *Store) binds() []Bind {
@@ -428,7 +605,7 @@ func (s *Store) binds() []Bind {
 			switch {
 			case x.how == howBind && x.from != "":
 				b = append(b, Bind{q, x.from})
-			case x.isDir() && x.how == howExpand:
+			case x.isDir() && x.how == howExpand && x.only == "":
 				visit(x, q)
 			}
 		}

@@ -93,12 +93,15 @@ func (s *Store) Local(ino uint64) (string, bool) {
 	if name, ok := s.locals[ino]; ok {
 		return "/" + hiddenDir + "/" + name, true
 	}
-	if o := s.byIno[ino]; o != nil && o.how != howBind {
-		p := s.path(o)
-		return p, p != ""
+	o := s.byIno[ino]
+	if p, ok := s.bound[ino]; ok && (o == nil || len(o.names) == 0 || o.declared) {
+		return p, true
 	}
-	p, ok := s.bound[ino]
-	return p, ok
+	if o == nil || o.how == howBind {
+		return "", false
+	}
+	p := s.path(o)
+	return p, p != ""
 }
 
 // restless says whether something is left to be done.

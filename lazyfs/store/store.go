@@ -45,32 +45,39 @@ type Remote interface {
 	Sum(ctx context.Context, node, h uint64, off, n int64) ([wire.FileSumSize]byte, wire.FileAttr, bool, error)
 	Stamps(ctx context.Context, nodes []uint64) ([]remotefs.FileStamp, error)
 	Path(ctx context.Context, node uint64) (string, error)
+	Scan(ctx context.Context, node uint64, path, after string, contents bool) ([]wire.FileScanned, bool, error)
 }
 
 // Options of a Store. Dir and Remote are needed.
 type Options struct {
 	Dir    string // of the target; the store makes "root" and "shm" in it, and removes what was there unless it is done
+	Own    string // root of the target's own files; empty: "/"
 	Remote Remote
 	Busy   func() bool                                 // a process waits for an operation: bulk steps back. Nil: never
 	Locals func(dir string) (map[uint64]string, error) // gives the target's own open files a name in dir; inode → name. Nil: there are none
-	Log    *slog.Logger                                // nil: silent
+	// What comes only because of where it lies: so many names and bytes a directory, and all together that nobody names. 0: 20,000 and 1 GB.
+	MaxNames int
+	MaxBytes int64
+	Log      *slog.Logger // nil: silent
 }
 
 // Store copies. All methods may be called at the same time.
 type Store struct {
-	o       Options
-	ctx     context.Context
-	cancel  context.CancelFunc
-	wg      sync.WaitGroup
-	pace    *pace
-	hashing chan struct{}
-	copied  atomic.Int64
-	final   atomic.Bool // the tree is stopped
+	o         Options
+	ctx       context.Context
+	cancel    context.CancelFunc
+	wg        sync.WaitGroup
+	pace      *pace
+	surveying chan struct{} // there are surveys to be made
+	hashing   chan struct{}
+	copied    atomic.Int64
+	final     atomic.Bool // the tree is stopped
 
 	pass    sync.Mutex // one at a time brings copies up to date; guards all that is not under mu
 	hidden  int        // the hidden directory
 	root    *object
 	parked  map[*object]struct{}
+	wants   []goal // of all calls of Move
 	locals  map[uint64]string
 	byIno   map[uint64]*object // as of Settle
 	bound   map[uint64]string  // inode → path below a directory of the target's own
@@ -103,6 +110,15 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.Own == "" {
+		o.Own = "/"
+	}
+	if o.MaxNames == 0 {
+		o.MaxNames = 20_000
+	}
+	if o.MaxBytes == 0 {
+		o.MaxBytes = 1 << 30
+	}
 	if o.Busy == nil {
 		o.Busy = func() bool { return false }
 	}
@@ -110,7 +126,7 @@ func New(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("make store in %s: a tree lives on what is there", o.Dir)
 	}
 	s := &Store{
-		o: o, pace: newPace(o.Busy), hashing: make(chan struct{}, 2), parked: map[*object]struct{}{}, bound: map[uint64]string{},
+		o: o, pace: newPace(o.Busy), hashing: make(chan struct{}, 2), surveying: make(chan struct{}, 1), parked: map[*object]struct{}{}, bound: map[uint64]string{},
 		byNode: map[uint64]*object{}, opens: map[uint64]*opens{}, strange: map[uint64]struct{}{}, dirty: map[*object]struct{}{},
 		wake: make(chan struct{}, 1), hidden: -1, foreign: map[string]int{}, touched: map[*object]struct{}{},
 	}
@@ -165,15 +181,22 @@ func (s *Store) Close() error {
 
 // Move says what shall come; the first call begins.
 func (s *Store) Move(w Want) {
-	s.mu.Lock()
-	s.goals = append(s.goals, w.goals()...)
-	s.mu.Unlock()
-	s.wakeUp()
 	s.pass.Lock()
 	defer s.pass.Unlock()
+	s.wants = append(s.wants, w.goals()...)
+	clear(s.plan.bad)
+	s.mu.Lock()
+	s.goals = append(s.goals, s.wants...) // all anew: what could not be may be now
+	for node := range s.opens {
+		s.goals = append(s.goals, goal{kind: goalOpen, node: node})
+	}
+	s.left, s.ready = []Undecided{{"/", comparing}}, false
+	s.mu.Unlock()
+	s.wakeUp()
 	if !s.started && s.ctx.Err() == nil {
 		s.started = true
 		s.wg.Go(s.background)
+		s.wg.Go(s.survey)
 	}
 }
 
@@ -246,7 +269,7 @@ func (s *Store) nearlyLocked() bool {
 			bytes += o.data.size(int64(o.attr.Size)) + o.check.size(int64(o.attr.Size))
 		}
 	}
-	return len(s.goals) == 0 && files <= nearFiles && bytes <= nearBytes
+	return len(s.goals) == 0 && len(s.left) == 0 && files <= nearFiles && bytes <= nearBytes
 }
 
 // note tells the status how a round went. With mu.

@@ -15,7 +15,7 @@ func (s *Store) Opened(node uint64, write bool) {
 	o.all++
 	if write {
 		if o.write++; o.write == 1 {
-			s.goals = append(s.goals, goal{kind: goalWritten, node: node})
+			s.goals = append(s.goals, goal{kind: goalChanged, node: node})
 		}
 	}
 	s.wakeUp()
