@@ -125,3 +125,55 @@ func TestSourceKilledAsked(t *testing.T) {
 		})
 	}
 }
+
+// killAgent kills the agent of B, and nothing else of lazymig.
+func (r *rig) killAgent(ag *agent) {
+	r.t.Helper()
+	r.sh(r.l.B, "pkill -KILL -f 'lazymig [a]gent'")
+	_ = ag.cmd.Wait() // killed
+}
+
+// TestAgentKilledDraining kills the agent when most of the memory is missing; the next one takes the migration up, with the connection cut meanwhile.
+func TestAgentKilledDraining(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=drain:" + gate})
+	ch := r.checker(r.l.A, 128, 2)
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.parked(ag)
+	r.killAgent(ag)
+	if err := r.l.CutLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	ag = r.agent(r.l.B)
+	r.eventually("next agent to take the migration up", func() bool { return strings.Contains(ag.log.String(), "migration is taken up") })
+	if err := r.l.RestoreLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := g.wait()
+	if m.code != 0 {
+		t.Fatalf("migrate ended with %d: %s\n%s", m.code, m.stderr, r.sh(r.l.A, "tail -n 40 /var/lib/lazymig/*.log"))
+	}
+	r.goesOn(r.l.A, ch.status)
+	ch.verdict(r.l.A, r.l.B, m.get("resumed").TargetPID)
+	r.clean()
+	if s := r.states(r.l.B); len(s) != 1 || s[0] != "target ended" {
+		t.Errorf("records of B: %q", s)
+	}
+}
+
+// TestAgentKilledStreams kills the agent while the tree writes to standard streams that the source carries, and reads from them: no byte is lost, none comes twice.
+func TestAgentKilledStreams(t *testing.T) {
+	r := newHosts(t, "streams")
+	ag := r.agent(r.l.B)
+	s := r.startStreams("cat /srv/ctl | $PROG | cat >/srv/out")
+	r.move(r.l.A, r.l.B, s.pid)
+	for range 2 {
+		s.goesOn()
+		r.killAgent(ag)
+		ag = r.agent(r.l.B)
+	}
+	s.goesOn()
+	s.end()
+	r.sourceEnds()
+	r.clean()
+}

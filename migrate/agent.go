@@ -71,6 +71,7 @@ func (a *Agent) Addr() net.Addr { return a.ln.Addr() }
 func (a *Agent) Serve(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { a.ln.Close() })
 	defer stop()
+	a.pickUp(ctx)
 	a.wg.Go(func() { a.sweep(ctx) })
 	lobby := &wire.Lobby{Max: maxPending}
 	var err error

@@ -41,6 +41,8 @@
 //
 // On the source the warden (warden.go) stands beside the process that carries the migration out, and holds what would be lost with that. After the grant it starts another, which
 // takes the frozen tree up again (sourceresume.go), gets the rest from the warden, and dials; the target does not tell it from a source whose connection was cut.
+// On the target guardian, FUSE daemon and carrier of standard streams (carrier.go) outlive an agent from the question on. The next agent finds them by sockets beside the
+// record, starts another handler, which has nothing to lose, and goes on where the record and the guardian say (targetresume.go).
 // Before the grant the keeper thaws, and the warden says so to the target for as long as it takes. A record's lock sees to it that one process at a time
 // drives a migration; tasks are known by PID, start and boot.
 //

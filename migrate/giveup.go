@@ -2,13 +2,9 @@ package migrate
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/wire"
 )
@@ -27,9 +23,6 @@ func tellAborted(d *dialer, cause error, log *slog.Logger) {
 	began := time.Now()
 	for wait := backoffMin; ; wait = min(2*wait, backoffMax) {
 		c, err := d.dial(ctx, wire.LaneControl)
-		if errors.Is(err, unix.ECONNREFUSED) {
-			return // no agent: what it held has died with it
-		}
 		if err == nil {
 			again := newSession(c, nil)
 			err = again.send(wire.MsgState, stateMsg{State: Aborted, Note: trim(cause.Error()), Token: d.token})
@@ -52,9 +45,12 @@ func tellAborted(d *dialer, cause error, log *slog.Logger) {
 	}
 }
 
-// heard waits for the end of a session whose last word was a farewell, and says whether the peer ended it, or has ended itself.
+// heard waits for the end of a session whose last word was a farewell, and says whether the peer has answered it. That its connection ends is no
+// answer: an agent that was killed leaves what it held to the next one.
 func heard(s *session) bool {
-	for range s.frames { // what it still says changes nothing
+	answered := false
+	for f := range s.frames { // what it still says changes nothing
+		answered = answered || f.h.Type == wire.MsgError || f.h.Type == wire.MsgState
 	}
-	return errors.Is(s.err, io.EOF) || errors.Is(s.err, io.ErrUnexpectedEOF) || errors.Is(s.err, unix.ECONNRESET) || errors.Is(s.err, unix.EPIPE)
+	return answered
 }

@@ -62,15 +62,34 @@ func writeState(path string, v any) error {
 }
 
 func readGoing(stateDir string, id wire.ID) (*going, error) {
-	b, err := os.ReadFile(goingPath(stateDir, id))
-	if err != nil {
-		return nil, fmt.Errorf("read what is needed to go on: %w", err)
-	}
 	var g going
-	if err := json.Unmarshal(b, &g); err != nil {
-		return nil, fmt.Errorf("read what is needed to go on: %w", err)
+	return &g, readState(goingPath(stateDir, id), &g)
+}
+
+func readState(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err == nil {
+		err = json.Unmarshal(b, v)
 	}
-	return &g, nil
+	if err != nil {
+		return fmt.Errorf("read what is needed to go on: %w", err)
+	}
+	return nil
+}
+
+// targetGoing is what an agent needs to take up a migration of an agent before it.
+type targetGoing struct {
+	Msg       prepareMsg `json:"msg"`
+	Images    string     `json:"images"` // directory in memory
+	RestoreMS float64    `json:"restore_ms"`
+}
+
+// writeGoing is before the question.
+func (t *Target) writeGoing() error {
+	if err := writeState(filepath.Join(t.rec.Dir, "going"), targetGoing{Msg: t.msg, Images: t.tmp, RestoreMS: t.restoreMS}); err != nil {
+		return fmt.Errorf("write what the next agent would need: %w", err)
+	}
+	return nil
 }
 
 // ErrServed says that a process carries the migration out.

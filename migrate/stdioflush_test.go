@@ -7,6 +7,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/lazymig/lazymig/internal/fdpass"
 	"github.com/lazymig/lazymig/internal/kerneltest"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -20,9 +21,28 @@ func TestFlushStdio(t *testing.T) {
 	}
 	tree, e := pipe(t, true)
 	st.relay.addOut(3, e)
-	st.start()
+	agent, peer, err := fdpass.Pair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	carrier, err := fdpass.New(peer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &carrierProcess{log: slog.Default(), stdio: st, agents: make(chan *fdpass.Socket), flushed: make(chan struct{}), end: relayEnd{carrier, st.relay}}
+	ran := make(chan error)
+	go func() { ran <- c.run(carrier) }()
 	tgt := newTarget(nil, wire.ID{}, prepareMsg{}, slog.Default())
-	tgt.stdio = st
+	tgt.stdio = &carrierLink{sock: agent, relay: newRelayLink(agent), log: slog.Default(), gone: make(chan struct{})}
+	tgt.stdio.listen()
+	tgt.stdio.start()
+	defer func() {
+		tgt.stdio.close()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+		carrier.Close()
+	}()
 	source := newRelay()
 	reader, e := pipe(t, false)
 	source.addIn(3, e)
@@ -67,7 +87,7 @@ func TestFlushStdio(t *testing.T) {
 		}
 		at = newSession(wire.NewConn(ca), r)
 		select {
-		case tgt.sessions <- newSession(wire.NewConn(cb), st.relay):
+		case tgt.sessions <- newSession(wire.NewConn(cb), tgt.stdio.relay):
 		case <-flushed:
 			t.Fatal("it does not wait for the source")
 		}

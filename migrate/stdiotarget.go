@@ -1,7 +1,6 @@
 package migrate
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -16,7 +15,7 @@ import (
 	"github.com/lazymig/lazymig/restore"
 )
 
-// targetStdio is what stands in for the tree's standard streams here.
+// targetStdio is what stands in for the tree's standard streams here, in the carrier's process.
 type targetStdio struct {
 	relay    *relay
 	inherits []restore.Inherit   // until the restore
@@ -154,25 +153,6 @@ func (st *targetStdio) restored() {
 	st.inherits, st.ours = nil, nil
 }
 
-// keep gives the guardian copies of our ends; they are dropped when ours are closed for the tree to see it.
-func (st *targetStdio) keep(ctx context.Context, c *restore.Capsule, log *slog.Logger) error {
-	for n, f := range st.ours {
-		if err := c.Keep(ctx, n, f); err != nil {
-			return err
-		}
-	}
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.drop = func(n uint32) {
-		ctx, cancel := context.WithTimeout(context.Background(), dropTime)
-		defer cancel()
-		if err := c.Drop(ctx, n); err != nil {
-			log.Debug("drop stream", "err", err) // the capsule has ended
-		}
-	}
-	return nil
-}
-
 // closed is called when an end has been closed.
 func (st *targetStdio) closed(stream uint32) {
 	st.mu.Lock()
@@ -181,15 +161,6 @@ func (st *targetStdio) closed(stream uint32) {
 	st.mu.Unlock()
 	if last && drop != nil {
 		drop(stream)
-	}
-}
-
-// leave lets the guardian's copies be: the tree is to wait, not to see an end.
-func (st *targetStdio) leave() {
-	if st != nil {
-		st.mu.Lock()
-		st.drop = nil
-		st.mu.Unlock()
 	}
 }
 
@@ -202,13 +173,6 @@ func (st *targetStdio) start() {
 	st.relay.start()
 	for _, s := range st.sinks {
 		st.wg.Go(s.run)
-	}
-}
-
-// drained waits until the sinks have seen the end of what a tree wrote that is no more.
-func (st *targetStdio) drained() {
-	if st != nil {
-		st.wg.Wait()
 	}
 }
 
@@ -234,57 +198,6 @@ func (st *targetStdio) streams() *relay {
 		return nil
 	}
 	return st.relay
-}
-
-// openStdio is called once, before the restore.
-func (t *Target) openStdio(ctx context.Context, slots []stdioSlot, s *session) error {
-	st, err := openStdio(slots, t.msg.Comm, t.log)
-	if err != nil {
-		return err
-	}
-	t.mu.Lock()
-	t.stdio = st
-	t.mu.Unlock()
-	s.carry(st.relay)
-	return st.keep(ctx, t.capsule, t.log)
-}
-
-func (t *Target) stopStdio() {
-	if t.keep {
-		t.stdio.leave()
-	}
-	t.stdio.close()
-}
-
-// flushStdio is after the end of the tree: it returns when the source has passed on all that it wrote, however often the connection is
-// lost meanwhile and however slowly it is read there, or when the agent ends.
-func (t *Target) flushStdio() {
-	if t.stdio == nil {
-		return
-	}
-	t.stdio.drained()
-	r := t.stdio.relay
-	for !r.allSent() {
-		var frames chan frame
-		if t.cur != nil {
-			frames = t.cur.frames
-		}
-		select {
-		case <-r.idle:
-		case _, ok := <-frames: // nothing of it matters any more
-			if !ok {
-				t.adopt(nil)
-			}
-		case s := <-t.sessions:
-			t.adopt(s)
-			t.greet(s)
-		case <-t.want:
-		case <-t.given:
-		case <-t.stop:
-			t.log.Error("the agent ends; what the tree wrote last is lost", "bytes", r.pending())
-			return
-		}
-	}
 }
 
 // sink passes what the tree writes to a file or to journald.

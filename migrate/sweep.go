@@ -47,6 +47,9 @@ func sweepOne(k Known, log *slog.Logger) State {
 		log.Debug("a migration of an agent before goes on without one", "id", k.ID, "state", last.State, "why", err)
 		return last.State
 	}
+	if l, err := findCarrier(k.Dir, func([]uint32) {}, log); err == nil {
+		l.close()
+	}
 	for _, base := range tmpfsBases {
 		dirs, _ := filepath.Glob(filepath.Join(base, "lazymig-"+k.ID.String()[:8]+"-*")) // the pattern is good
 		for _, d := range dirs {

@@ -27,7 +27,7 @@ type Target struct {
 	fuse    *fuseDaemon
 	capsule *restore.Capsule
 	handler *restore.Handler
-	stdio   *targetStdio // nil before the restore
+	stdio   *carrierLink // nil before the restore, and without streams
 
 	sessions chan *session    // control connections of a source that came back
 	want     chan []wire.Lane // lanes to ask the source for
@@ -36,13 +36,14 @@ type Target struct {
 	over     chan struct{}    // run has ended
 	once     sync.Once
 
-	cur     *session           // the control connection, nil while the source is away; run's alone
-	keep    bool               // the tree outlives this run
-	missing map[wire.Lane]bool // lanes that have been asked for, or are to be
-	told    bool               // the end is to be told: nothing of the tree is left, not even bytes of its streams
-	resumed *resumedMsg
-	drained *progressMsg
-	exited  *exitedMsg
+	cur       *session           // the control connection, nil while the source is away; run's alone
+	keep      bool               // the tree outlives this run
+	missing   map[wire.Lane]bool // lanes that have been asked for, or are to be
+	restoreMS float64
+	told      bool // the end is to be told: nothing of the tree is left, not even bytes of its streams
+	resumed   *resumedMsg
+	drained   *progressMsg
+	exited    *exitedMsg
 
 	mu    sync.Mutex // guards what giveLane, reconnect and State look at
 	state State
@@ -138,6 +139,10 @@ func (t *Target) run(ctx context.Context, c *wire.Conn) error {
 	defer rec.Close()
 	defer close(t.over)
 	defer func() { _ = t.cleanup() }() // told there
+	if err := rec.lock(); err != nil {
+		t.fail(c, err)
+		return err
+	}
 	s := newSession(c, nil)
 	defer t.stopStdio()
 	defer func() {
@@ -146,15 +151,23 @@ func (t *Target) run(ctx context.Context, c *wire.Conn) error {
 	}()
 	if err := t.untilGranted(ctx, s); err != nil {
 		t.fail(c, err)
-		if cerr := t.cleanup(); cerr != nil { // what is held may live: only an agent that finds it dead may say so
-			return errors.Join(err, cerr)
-		}
-		if t.State().Handed() {
-			return errors.Join(err, t.enter(LostTree, err.Error()))
-		}
-		return errors.Join(err, t.enter(Aborted, err.Error())) // which is the proof that it never ran, and never will
+		return t.giveUp(err)
 	}
 	return t.whileRunning()
+}
+
+// giveUp is before the tree runs here: nothing is left but the record.
+func (t *Target) giveUp(err error) error {
+	if t.keep {
+		return err
+	}
+	if cerr := t.cleanup(); cerr != nil { // what is held may live: only an agent that finds it dead may say so
+		return errors.Join(err, cerr)
+	}
+	if t.State().Handed() {
+		return errors.Join(err, t.enter(LostTree, err.Error()))
+	}
+	return errors.Join(err, t.enter(Aborted, err.Error())) // which is the proof that it never ran, and never will
 }
 
 // fail tells the source.
@@ -238,7 +251,9 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	if err := t.openStdio(ctx, m.Stdio, s); err != nil {
 		return false, err
 	}
-	opt.Inherit = t.stdio.inherits
+	if t.stdio != nil {
+		opt.Inherit = t.stdio.inherits
+	}
 	for _, p := range early {
 		opt.Early = append(opt.Early, restore.EarlyPage{Task: p.Task, Addr: p.Addr, Data: p.Data})
 	}
@@ -252,15 +267,22 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 		return false, fmt.Errorf("restore tree: %w", err)
 	}
 	t.stdio.restored()
-	ms := float64(time.Since(began).Microseconds()) / 1000
+	t.restoreMS = float64(time.Since(began).Microseconds()) / 1000
+	if err := t.writeGoing(); err != nil {
+		return false, err
+	}
 	if err := t.enter(Asked, ""); err != nil {
 		return false, err
 	}
+	if err := t.capsule.Outlive(ctx); err != nil {
+		return false, err
+	}
+	t.stdio.stay()
 	park(t.log, "asked")
-	if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: ms}); err != nil {
+	if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: t.restoreMS}); err != nil {
 		t.log.Warn("ask for the grant", "err", err) // asked again on the next connection
 	}
-	granted, err := t.awaitGrant(s, ms)
+	granted, err := t.awaitGrant(s)
 	if err != nil || !granted {
 		return false, err
 	}
@@ -269,7 +291,7 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 
 // letGo is after the grant: from here the tree runs only here, and nothing may kill it.
 func (t *Target) letGo(ctx context.Context) error {
-	for {
+	for t.State() != Granted { // by an agent before this one
 		err := t.enter(Granted, "")
 		if err == nil {
 			break
@@ -282,6 +304,7 @@ func (t *Target) letGo(ctx context.Context) error {
 			return err
 		}
 	}
+	park(t.log, "letgo")
 	return t.afterGrantAside(func() error {
 		if err := t.capsule.Finish(ctx); err != nil { // while changes are still kept here: criu removes what it made
 			return err

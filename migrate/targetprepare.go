@@ -52,17 +52,14 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 		return fmt.Errorf("start FUSE daemon: %w", err)
 	}
 	t.capsule, err = restore.Start(ctx, restore.Options{
-		ID: t.id, Exe: opt.Exe, CriuPrefix: opt.CRIUPref, CriuPath: opt.CRIUPath, ImagesDir: t.tmp, Fuse: dev,
+		ID: t.id, Exe: opt.Exe, Dir: t.rec.Dir, CriuPrefix: opt.CRIUPref, CriuPath: opt.CRIUPath, ImagesDir: t.tmp, Fuse: dev,
 		Hostname: t.msg.HostName, PIDs: t.msg.PIDs, Datagrams: t.msg.Datagrams,
 		MemoryMax: t.msg.MemoryMax, CPUMax: t.msg.CPUMax, PidsMax: t.msg.PidsMax, Log: t.log,
 	})
 	if err != nil {
 		return fmt.Errorf("make capsule: %w", err)
 	}
-	handler, err := t.capsule.StartHandler(ctx, restore.HandlerOptions{
-		TLSDir: opt.TLSDir, Token: t.msg.Token, Allow: opt.Allow,
-		OnLaneLost: func(l wire.Lane) { t.ask(l) },
-	})
+	handler, err := t.capsule.StartHandler(ctx, t.handlerOptions())
 	if err != nil {
 		return fmt.Errorf("start handler: %w", err)
 	}
@@ -78,6 +75,13 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 		return err
 	}
 	return nil // what is not here by now is read when it is needed
+}
+
+func (t *Target) handlerOptions() restore.HandlerOptions {
+	return restore.HandlerOptions{
+		TLSDir: t.a.opt.TLSDir, Token: t.msg.Token, Allow: t.a.opt.Allow,
+		OnLaneLost: func(l wire.Lane) { t.ask(l) },
+	}
 }
 
 // awaitLanes asks for the lanes that the handler wants and waits until both are given: CRIU's restore itself needs pages.

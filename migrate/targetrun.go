@@ -10,8 +10,12 @@ import (
 )
 
 // awaitGrant waits for the source's word. A lost connection is waited for: "asked" is on disk, so the source may have granted.
-func (t *Target) awaitGrant(s *session, restoreMS float64) (bool, error) {
-	frames := s.frames
+// An agent that follows another has no session at first.
+func (t *Target) awaitGrant(s *session) (bool, error) {
+	var frames chan frame
+	if s != nil {
+		frames = s.frames
+	}
 	for {
 		select {
 		case f, ok := <-frames:
@@ -32,14 +36,16 @@ func (t *Target) awaitGrant(s *session, restoreMS float64) (bool, error) {
 				t.log.Warn("unexpected message while asked", "type", f.h.Type)
 			}
 		case n := <-t.sessions:
-			s.close()
+			if s != nil {
+				s.close()
+			}
 			s, frames = n, n.frames
 			t.greet(s)
 			if n.peer.State == Aborted {
 				n.close()
 				return false, errors.New("the source has given up: " + n.peer.Note)
 			}
-			if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: restoreMS}); err != nil {
+			if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: t.restoreMS}); err != nil {
 				t.log.Warn("ask for the grant", "err", err)
 			}
 			t.askAgain(s)
@@ -67,10 +73,6 @@ func (t *Target) adopt(s *session) {
 		t.cur.close()
 	}
 	t.cur = s
-	if s == nil { // a nil pointer would be a connection
-		t.stdio.streams().attach(nil)
-		return
-	}
 	t.stdio.streams().attach(s)
 }
 
@@ -93,8 +95,11 @@ func (t *Target) greet(s *session) {
 
 // whileRunning is resumed … ended: the tree runs here, whatever happens to the connection.
 func (t *Target) whileRunning() error {
-	if err := t.enter(Resumed, ""); err != nil {
-		t.log.Error("the tree runs, but that could not be recorded", "err", err)
+	if t.State() == Granted {
+		if err := t.enter(Resumed, ""); err != nil {
+			t.log.Error("the tree runs, but that could not be recorded", "err", err)
+		}
+		t.log.Info("tree runs here", "audit", true, "from", t.msg.Host, "tree", t.msg.Comm, "pid", t.resumed.PID)
 	}
 	t.stdio.start()
 	t.tell(wire.MsgResumed, t.resumed)
@@ -118,6 +123,9 @@ func (t *Target) event(e restore.Event) {
 			return
 		}
 		t.drained = m
+		if t.State() == Drained { // an agent before this one was told, too
+			return
+		}
 		if err := t.enter(Drained, ""); err != nil {
 			t.log.Error("record drained", "err", err)
 		}

@@ -39,6 +39,7 @@ type Options struct {
 	CriuPath   string // with both empty criu.Find decides
 	CriuPrefix string
 
+	Dir       string   // the guardian's socket for the next agent is made there; empty: below ImagesDir
 	ImagesDir string   // on tmpfs; "work" and "root" below it are the capsule's own
 	Fuse      *os.File // /dev/fuse, served by the FUSE daemon: becomes the root. It stays the caller's
 	BindRoot  string   // instead of Fuse: a directory
@@ -60,7 +61,7 @@ type Options struct {
 type Capsule struct {
 	o       Options
 	log     *slog.Logger
-	cmd     *exec.Cmd
+	proc    *guardianProcess // nil before it is started
 	ctl     *fdpass.Socket
 	groups  *cgroups
 	work    []string // directories to remove
@@ -69,14 +70,15 @@ type Capsule struct {
 	dead    chan struct{} // closed when the guardian has been reaped
 	readers sync.WaitGroup
 
-	mu      sync.Mutex
-	seq     uint64
-	calls   map[uint64]chan answer
-	early   *answer // to a call that has not been made yet
-	handler *Handler
-	killing bool
-	leaving bool // the guardian becomes another program, which does not talk
-	closed  bool
+	mu        sync.Mutex
+	seq       uint64
+	calls     map[uint64]chan answer
+	early     *answer // to a call that has not been made yet
+	handler   *Handler
+	killing   bool
+	leaving   bool // the guardian becomes another program, which does not talk
+	closed    bool
+	abandoned bool // it is to live on, and another agent has it
 }
 
 // startConfig is what stage 2 of the guardian begins with.
@@ -153,7 +155,16 @@ func (c *Capsule) start(ctx context.Context, prefix string) error {
 	if err := c.fork(); err != nil {
 		return err
 	}
-	files := []*os.File{procs}
+	dir := c.o.Dir
+	if dir == "" {
+		dir = cfg.WorkDir
+	}
+	next, err := fdpass.Bind(dir, SocketName)
+	if err != nil {
+		return err
+	}
+	defer next.Close()
+	files := []*os.File{procs, next}
 	if c.o.Fuse != nil {
 		files = append(files, c.o.Fuse)
 	}
@@ -181,7 +192,7 @@ func (c *Capsule) fork() error {
 		return fmt.Errorf("open guardian's cgroup: %w", err)
 	}
 	defer group.Close()
-	c.cmd = &exec.Cmd{
+	cmd := &exec.Cmd{
 		Path: c.o.Exe, Args: []string{"lazymig", GuardianArg, stageWindow},
 		Env: []string{"PATH=" + os.Getenv("PATH"), criu.PreloadEnv + "=" + os.Getenv(criu.PreloadEnv)}, Stdout: c.o.Stderr, Stderr: c.o.Stderr, ExtraFiles: []*os.File{peer, pids},
 		SysProcAttr: &syscall.SysProcAttr{
@@ -189,11 +200,11 @@ func (c *Capsule) fork() error {
 			Setsid:     true, UseCgroupFD: true, CgroupFD: int(group.Fd()),
 		},
 	}
-	if err := c.cmd.Start(); err != nil {
-		c.cmd = nil
+	if err := cmd.Start(); err != nil {
 		ctl.Close()
 		return fmt.Errorf("start guardian: %w", err)
 	}
+	c.proc = &guardianProcess{pid: cmd.Process.Pid, cmd: cmd}
 	c.ctl = ctl
 	c.readers.Add(1)
 	go c.read()
@@ -209,8 +220,8 @@ func (c *Capsule) Kill() error {
 	h := c.handler
 	c.killing = true
 	c.mu.Unlock()
-	if c.groups != nil && c.cmd != nil {
-		fuse := fuseConnections(c.cmd.Process.Pid)
+	if c.groups != nil && c.proc != nil {
+		fuse := fuseConnections(c.proc.pid)
 		if err := c.groups.kill(ctx, treeGroup, func() error { return abortFuse(fuse) }); err != nil {
 			return fmt.Errorf("kill tree: %w", err)
 		}
@@ -225,14 +236,14 @@ func (c *Capsule) Kill() error {
 }
 
 func (c *Capsule) killGuardian(ctx context.Context) error {
-	if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := c.proc.kill(); err != nil {
 		return err
 	}
 	// It may be about to mount its root.
 	again := time.NewTicker(100 * time.Millisecond)
 	defer again.Stop()
 	for {
-		if err := abortFuse(fuseConnections(c.cmd.Process.Pid)); err != nil {
+		if err := abortFuse(fuseConnections(c.proc.pid)); err != nil {
 			return err
 		}
 		select {
@@ -275,7 +286,7 @@ func (c *Capsule) Close() error {
 }
 
 // PID of the guardian in this PID namespace.
-func (c *Capsule) PID() int { return c.cmd.Process.Pid }
+func (c *Capsule) PID() int { return c.proc.pid }
 
 // Done is closed when the guardian has ended.
 func (c *Capsule) Done() <-chan struct{} { return c.dead }

@@ -67,15 +67,18 @@ func (c *Capsule) read() {
 	}
 	close(c.silent)
 	c.mu.Lock()
-	leaving := c.leaving
+	leaving, abandoned := c.leaving, c.abandoned
 	c.mu.Unlock()
 	// Its socket is closed, so it is about to end; make sure of it before anybody waits for ever.
+	if abandoned {
+		return
+	}
 	if !leaving {
-		if err := c.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		if err := c.proc.kill(); err != nil {
 			c.log.Error("kill guardian", "err", err)
 		}
 	}
-	if err := c.cmd.Wait(); err != nil {
+	if err := c.proc.wait(); err != nil {
 		c.log.Debug("guardian ended", "how", err)
 	}
 	close(c.dead)

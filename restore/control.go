@@ -16,9 +16,11 @@ import (
 
 // What agent and guardian, and agent and handler, say to each other: one JSON message a datagram, with descriptors.
 const (
-	opStart    = "start"    // agent → guardian: startConfig; descriptors: cgroup.procs of the tree, /dev/fuse if there is one
+	opStart    = "start"    // agent → guardian: startConfig; descriptors: cgroup.procs of the tree, a bound socket for the next agent, /dev/fuse if there is one
 	opRestore  = "restore"  // agent → guardian; descriptors: memfd with restoreConfig, then inherited files
 	opFinish   = "finish"   // agent → guardian: all that criu does before the first instruction
+	opOutlive  = "outlive"  // agent → guardian: the question is on disk; from now on the agent may go away
+	opAgain    = "again"    // next agent → guardian; the answer carries againAnswer, and a pidfd of the root task if it has been let go
 	opRelease  = "release"  // agent → guardian; the answer carries resumedAnswer and a pidfd of the root task
 	opDrain    = "drain"    // agent → guardian
 	opAttach   = "attach"   // agent → guardian; descriptor: a handler's socket
@@ -41,6 +43,8 @@ type message struct {
 	Err  *errorText      `json:"err,omitempty"`
 	Lane wire.Lane       `json:"lane,omitempty"`
 	Body json.RawMessage `json:"body,omitempty"`
+
+	from *fdpass.Socket // where it was received: the agent of a call may have died, and the next one counts its calls anew
 }
 
 // errorText carries an error to another process of this host.

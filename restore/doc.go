@@ -17,7 +17,8 @@
 //	StartHandler   handler process; lanes are given to it as they are dialed
 //	Restore        CRIU restores with lazy pages; returns when it is held at post-restore: not one instruction has run
 //	Finish         after the grant: criu goes on to its last step before the first instruction
-//	Release        lets go; the guardian no longer ends with the agent
+//	Outlive        when the question is on disk: the guardian no longer ends with the agent. The next one takes over by Adopt
+//	Release        lets go
 //	StartDrain     large regions are surveyed, then all pages are pushed; event Drained
 //	Leave          the tree needs nobody any more: the guardian becomes a bare init (bareinit.go), the handler ends
 //	Kill, Close    the tree first, then the guardian

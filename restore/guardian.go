@@ -100,7 +100,7 @@ func treePIDs() (pids []int32, most int, err error) {
 // guardian is stage 2.
 type guardian struct {
 	log    *slog.Logger
-	ctl    *fdpass.Socket
+	ctls   controls
 	cfg    startConfig
 	dirs   capsuleDirs
 	procs  *os.File // cgroup.procs of the tree's cgroup
@@ -113,7 +113,9 @@ type guardian struct {
 
 	mu       sync.Mutex
 	restore  *restoring // nil before opRestore
-	released bool       // from then on the agent may go away
+	outlives bool       // the agent may go away
+	drained  *Event     // for the next agent
+	exited   *Event
 }
 
 func guardianServe() error {
@@ -139,32 +141,40 @@ func guardianServe() error {
 		return err
 	}
 	log := slog.New(lograte.New(slog.NewTextHandler(os.Stderr, nil))).With("process", "guardian")
-	g := &guardian{ctl: ctl, holder: holder, kept: map[uint32]*os.File{}, log: log}
+	g := &guardian{ctls: controls{cur: ctl, next: make(chan *fdpass.Socket)}, holder: holder, kept: map[uint32]*os.File{}, log: log}
 	g.hub = newHub(g.log, g.event)
 	return g.serve()
 }
 
-// serve handles what the agent says, one message after the other; what takes long runs beside. When the agent goes away
-// before the release, so does the capsule: nothing has run in it.
+// serve handles what the agent says, one message after the other; what takes long runs beside. When the agent goes away before it
+// has asked for the grant, so does the capsule: nothing has run in it. After that the next agent is waited for.
 func (g *guardian) serve() error {
-	r := newReceiver(g.ctl)
 	for {
-		m, files, err := r.next()
-		if err != nil {
+		r := newReceiver(g.ctls.now())
+		for {
+			m, files, err := r.next()
+			if err == nil {
+				m.from = r.s
+				g.handle(m, files)
+				continue
+			}
 			if errors.Is(err, errMessage) {
 				continue
 			}
-			g.mu.Lock()
-			released := g.released
-			g.mu.Unlock()
-			if !released {
-				return fmt.Errorf("agent is lost before the release: %w", err)
+			if !g.mayOutlive() {
+				return fmt.Errorf("agent is lost before the question: %w", err)
 			}
-			g.log.Warn("agent is lost; the tree goes on", "err", err)
-			select {} // reap ends the process
+			g.log.Warn("agent is lost; the tree stays as it is", "err", err)
+			break
 		}
-		g.handle(m, files)
+		g.ctls.change()
 	}
+}
+
+func (g *guardian) mayOutlive() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.outlives
 }
 
 func (g *guardian) handle(m message, files []*os.File) {
@@ -173,8 +183,12 @@ func (g *guardian) handle(m message, files []*os.File) {
 		g.answer(m, g.start(m, files), nil)
 	case opRestore:
 		go g.doRestore(m, files)
+	case opOutlive:
+		g.answer(m, g.outlive(), nil)
+	case opAgain:
+		g.again(m)
 	case opFinish:
-		g.doFinish(m)
+		go g.doFinish(m)
 	case opRelease:
 		go g.doRelease(m)
 	case opDrain:
@@ -198,13 +212,21 @@ func (g *guardian) handle(m message, files []*os.File) {
 
 // answer answers a call. An agent that is gone needs none.
 func (g *guardian) answer(m message, err error, body any, files ...*os.File) {
-	if serr := sendMessage(g.ctl, message{Op: opAnswer, Seq: m.Seq, Err: textOf(err)}, body, files...); serr != nil {
+	if serr := sendMessage(m.from, message{Op: opAnswer, Seq: m.Seq, Err: textOf(err)}, body, files...); serr != nil {
 		g.log.Warn("answer agent", "op", m.Op, "err", serr)
 	}
 }
 
 func (g *guardian) event(e Event) {
-	if err := sendMessage(g.ctl, message{Op: opEvent}, e); err != nil {
+	g.mu.Lock()
+	switch e.Kind {
+	case EventDrained:
+		g.drained = &e
+	case EventExited:
+		g.exited = &e
+	}
+	g.mu.Unlock()
+	if err := sendMessage(g.ctls.now(), message{Op: opEvent}, e); err != nil {
 		g.log.Warn("tell agent", "event", e.Kind, "text", e.Text, "err", err)
 	}
 }
@@ -223,18 +245,21 @@ func (g *guardian) start(m message, files []*os.File) error {
 		g.log = slog.New(lograte.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))).With("process", "guardian")
 		g.hub.log = g.log
 	}
-	want := 2
+	want := 3
 	if g.cfg.BindRoot != "" {
-		want = 1
+		want = 2
 	}
 	if len(files) != want || g.procs != nil {
 		fdpass.CloseAll(files)
 		return errMessage
 	}
 	g.procs = files[0]
+	if err := g.ctls.listen(files[1], g.mayOutlive, g.log); err != nil {
+		return err
+	}
 	var fuse *os.File
-	if want == 2 {
-		fuse = files[1]
+	if want == 3 {
+		fuse = files[2]
 	}
 	var err error
 	if g.dirs, err = openDirs(g.cfg); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/checkpoint-restore/go-criu/v8/rpc"
@@ -30,7 +31,11 @@ type restoring struct {
 	done    chan struct{} // closed when criu has answered and ended
 	at      int64         // ns, just before the first instruction
 	root    int           // PID in the capsule; valid after done
-	err     error         // valid after done
+	let     sync.Once     // release is closed
+	running sync.Once     // reaping has begun; after that:
+	pidfd   *os.File      // of the root task; guardian.mu
+	pidErr  error
+	err     error // valid after done
 }
 
 // doRestore answers when the tree is held, or why not.
@@ -181,7 +186,7 @@ func (r *restoring) settle() error {
 	return nil
 }
 
-// doFinish lets criu do what it does after post-restore, such as removing the names that it made, up to pre-resume.
+// doFinish lets criu do what it does after post-restore, such as removing the names that it made, up to pre-resume. Again it tells the same.
 func (g *guardian) doFinish(m message) {
 	r, err := g.let()
 	if err == nil {
@@ -196,63 +201,83 @@ func (g *guardian) doFinish(m message) {
 
 var errEnded = errors.New("it ended before it let the tree go")
 
-// let opens the first gate, once.
+// isHeld says whether a tree is held at post-restore, or was. g.mu is held.
+func (g *guardian) isHeld() bool {
+	if g.restore == nil {
+		return false
+	}
+	select {
+	case <-g.restore.held:
+		return true
+	default:
+		return false
+	}
+}
+
+// outlive makes the capsule independent of the agent.
+func (g *guardian) outlive() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.isHeld() {
+		return errNotHeld
+	}
+	g.outlives = true
+	return nil
+}
+
+var errNotHeld = errors.New("no tree is held")
+
+// let opens the first gate, if it is not open.
 func (g *guardian) let() (*restoring, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r := g.restore
-	ok := r != nil && !g.released
-	if ok {
-		select {
-		case <-r.held:
-		default:
-			ok = false
-		}
+	if !g.isHeld() {
+		return nil, errNotHeld
 	}
-	if ok {
-		select {
-		case <-r.done: // criu died while it held
-			ok = false
-		default:
-			g.released = true
-		}
+	select {
+	case <-r.finish:
+		return r, nil
+	case <-r.done: // criu died while it held
+		return nil, errNotHeld
+	default:
 	}
-	if !ok {
-		return nil, errors.New("no tree is held")
-	}
+	g.outlives = true
 	close(r.finish)
 	return r, nil
 }
 
-// doRelease lets the tree run. From its first line on the agent may die.
+// doRelease lets the tree run. From its first line on the agent may die. Again it tells the same.
 func (g *guardian) doRelease(m message) {
-	g.mu.Lock()
-	r, finished := g.restore, g.released
-	g.mu.Unlock()
-	if !finished {
-		var err error
-		if r, err = g.let(); err != nil {
-			g.answer(m, err, nil)
-			return
-		}
+	r, err := g.let()
+	if err != nil {
+		g.answer(m, err, nil)
+		return
 	}
-	close(r.release)
+	r.let.Do(func() { close(r.release) })
 	<-r.done
 	if r.err != nil {
 		g.problem(fmt.Errorf("criu failed after the release: %w", r.err))
 		g.answer(m, r.err, nil)
 		return
 	}
-	// Nobody reaps before reap: even a root task that has ended already can be opened.
-	fd, err := unix.PidfdOpen(r.root, 0)
-	if err != nil {
-		g.answer(m, fmt.Errorf("open root task %d: %w", r.root, err), nil)
-	} else {
-		f := os.NewFile(uintptr(fd), "pidfd")
-		g.answer(m, nil, resumedAnswer{At: r.at, PID: r.root}, f)
-		f.Close()
+	r.running.Do(func() {
+		// Nobody reaps before reap: even a root task that has ended already can be opened.
+		fd, err := unix.PidfdOpen(r.root, 0)
+		if err != nil {
+			r.pidErr = fmt.Errorf("open root task %d: %w", r.root, err)
+		} else {
+			g.mu.Lock()
+			r.pidfd = os.NewFile(uintptr(fd), "pidfd")
+			g.mu.Unlock()
+		}
+		go g.reap(r.root) // ends the process
+	})
+	if r.pidErr != nil {
+		g.answer(m, r.pidErr, nil)
+		return
 	}
-	go g.reap(r.root) // ends the process
+	g.answer(m, nil, resumedAnswer{At: r.at, PID: r.root}, r.pidfd)
 }
 
 // faults is how often criu itself has waited for a page of the source.

@@ -49,6 +49,7 @@ func hidden(log *slog.Logger) map[string]func() error {
 	return map[string]func() error{
 		migrate.SourceArg:     func() error { return migrate.SourceMain(log) },
 		migrate.WardenArg:     func() error { return migrate.WardenMain(log) },
+		migrate.CarrierArg:    func() error { return migrate.CarrierMain(log) },
 		migrate.GuestArg:      migrate.GuestMain,
 		migrate.FuseDaemonArg: func() error { return migrate.FuseDaemonMain(log) },
 		migrate.FuseKeeperArg: func() error { return migrate.FuseKeeperMain(log) },

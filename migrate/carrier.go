@@ -1,0 +1,233 @@
+package migrate
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/restore"
+)
+
+// CarrierArg is the hidden subcommand that runs CarrierMain.
+const CarrierArg = "carrier"
+
+// carrierSocket is where the next agent finds the carrier, in the record's directory.
+const carrierSocket = "streams.sock"
+
+// The carrier is the process that holds the other ends of a moved tree's standard streams on the target, and what has been read of them and not yet passed on: it outlives the
+// agent. The guardian keeps copies of the ends, so that a carrier that is killed makes the tree wait. Agent and carrier say, one datagram each, beside what a relay's
+// link says:
+const (
+	carrierOpen   = 120 // to the carrier: carrierConfig
+	carrierOpened = 121 // to the agent: openedMsg; descriptors: those for the tree, then our ends
+	carrierFailed = 122 // to the agent: why
+	carrierStart  = 123 // to the carrier: the tree runs
+	carrierDrop   = 124 // to the agent: streams whose copies the guardian is to drop (JSON)
+	carrierOver   = 125 // to the carrier: end
+	carrierStay   = 126 // to the carrier: from now on it outlives the agent
+)
+
+type carrierConfig struct {
+	Slots []stdioSlot `json:"slots"`
+	Name  string      `json:"name"` // for the journal
+}
+
+type openedMsg struct {
+	Keys []string `json:"keys"` // of what the tree inherits
+	Ours []uint32 `json:"ours"` // streams of our ends
+}
+
+// carrierProcess is the process; one goroutine drives it.
+type carrierProcess struct {
+	log     *slog.Logger
+	stdio   *targetStdio
+	stays   bool
+	started bool
+	dropped []uint32
+	end     relayEnd
+	agents  chan *fdpass.Socket
+	drops   chan uint32
+	flushed chan struct{}
+}
+
+// CarrierMain is the process: os.Args[2] is the directory of its socket.
+func CarrierMain(log *slog.Logger) error {
+	if len(os.Args) != 3 {
+		return errors.New("the carrier is started by the agent, not by hand")
+	}
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
+	unix.CloseOnExec(3)
+	first, err := fdpass.New(os.NewFile(3, "agent"))
+	if err != nil {
+		return err
+	}
+	c := &carrierProcess{log: log.With("part", "carrier"), agents: make(chan *fdpass.Socket), drops: make(chan uint32, maxStdio), flushed: make(chan struct{})}
+	listen, err := fdpass.Bind(os.Args[2], carrierSocket)
+	if err == nil {
+		err = fdpass.Listen(listen, func(s *fdpass.Socket) { c.agents <- s }, func(err error) { c.log.Error("agent", "err", err) })
+	}
+	if err != nil {
+		return fmt.Errorf("wait for the next agent: %w", err)
+	}
+	err = c.run(first)
+	c.stdio.close()
+	return err
+}
+
+type carrierHeard struct {
+	from  *fdpass.Socket
+	b     []byte
+	files []*os.File
+	err   error
+}
+
+// run serves one agent after the other.
+func (c *carrierProcess) run(agent *fdpass.Socket) error {
+	heard, over := make(chan carrierHeard), make(chan struct{})
+	defer close(over)
+	hear := func(s *fdpass.Socket) {
+		buf := make([]byte, fdpass.MaxMessage)
+		for {
+			n, files, err := s.Recv(buf)
+			fdpass.CloseAll(files)
+			select {
+			case heard <- carrierHeard{from: s, b: append([]byte(nil), buf[:max(n, 0)]...), err: err}:
+			case <-over:
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}
+	go hear(agent)
+	flushed := c.flushed
+	for {
+		select {
+		case h := <-heard:
+			if h.from != agent {
+				continue // one that has been replaced
+			}
+			if h.err != nil {
+				if !c.stays {
+					return nil
+				}
+				c.log.Warn("the agent is gone; what the tree writes waits for the next", "err", h.err)
+				agent.Close()
+				agent = nil
+				c.stdio.streams().attach(nil)
+				continue
+			}
+			if h.b[0] == carrierOver {
+				return nil
+			}
+			if err := c.handle(agent, h.b); err != nil {
+				return err
+			}
+		case next := <-c.agents:
+			if agent != nil {
+				agent.Close()
+			}
+			c.stdio.streams().attach(nil)
+			agent = next
+			c.end = relayEnd{agent, c.stdio.streams()}
+			go hear(agent)
+			c.tell(agent, carrierDrop, c.dropped)
+			if flushed == nil {
+				_ = agent.Send([]byte{linkFlushed}) // if it is gone the next one asks
+			}
+		case n := <-c.drops:
+			c.dropped = append(c.dropped, n)
+			c.tell(agent, carrierDrop, []uint32{n})
+		case <-flushed:
+			flushed = nil
+			if agent != nil {
+				_ = agent.Send([]byte{linkFlushed}) // as above
+			}
+		}
+	}
+}
+
+func (c *carrierProcess) tell(agent *fdpass.Socket, kind byte, v any) {
+	if agent != nil {
+		_ = agent.Send(append([]byte{kind}, encode(v)...)) // if it is gone the next one is told
+	}
+}
+
+func (c *carrierProcess) handle(agent *fdpass.Socket, b []byte) error {
+	switch {
+	case b[0] == carrierOpen && c.stdio == nil:
+		var cfg carrierConfig
+		err := json.Unmarshal(b[1:], &cfg)
+		if err == nil {
+			c.stdio, err = openStdio(cfg.Slots, cfg.Name, c.log)
+		}
+		if err != nil {
+			return agent.Send(append([]byte{carrierFailed}, err.Error()...))
+		}
+		return c.opened(agent)
+	case b[0] == carrierStay:
+		c.stays = true
+		return nil
+	case b[0] == carrierStart && c.stdio != nil:
+		if !c.started {
+			c.started = true
+			c.stdio.start()
+			go c.flush()
+		}
+		return nil
+	case c.stdio != nil:
+		return c.end.handle(b)
+	}
+	return errLink
+}
+
+// opened gives the agent what the tree and the guardian get.
+func (c *carrierProcess) opened(agent *fdpass.Socket) error {
+	st := c.stdio
+	st.drop = func(n uint32) { c.drops <- n }
+	var m openedMsg
+	var files []*os.File
+	for _, i := range st.inherits {
+		m.Keys = append(m.Keys, i.Key)
+		files = append(files, i.File)
+	}
+	for n, f := range st.ours {
+		m.Ours = append(m.Ours, n)
+		files = append(files, f)
+	}
+	err := agent.Send(append([]byte{carrierOpened}, encode(m)...), files...)
+	st.restored()
+	c.end = relayEnd{agent, st.relay}
+	return err
+}
+
+// flush waits until all that the tree wrote has been passed on and nothing will come.
+func (c *carrierProcess) flush() {
+	c.stdio.wg.Wait() // sinks
+	for !c.stdio.relay.allSent() {
+		select {
+		case <-c.stdio.relay.idle:
+		case <-c.stdio.relay.quit:
+			return
+		}
+	}
+	close(c.flushed)
+}
+
+// inheritsOf is what the tree gets.
+func (m *openedMsg) inheritsOf(files []*os.File) (in []restore.Inherit, ours []*os.File, err error) {
+	if len(files) != len(m.Keys)+len(m.Ours) {
+		return nil, nil, errLink
+	}
+	for i, k := range m.Keys {
+		in = append(in, restore.Inherit{Key: k, File: files[i]})
+	}
+	return in, files[len(m.Keys):], nil
+}

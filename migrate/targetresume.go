@@ -1,0 +1,118 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/lazymig/lazymig/restore"
+)
+
+// pickUp takes up what an agent before this one has left: trees that are held, since the source may have granted them, and trees that run. The rest is
+// for sweep. Nobody can connect yet.
+func (a *Agent) pickUp(ctx context.Context) {
+	all, err := List(a.opt.StateDir)
+	if err != nil {
+		a.opt.Log.Error("read records", "err", err)
+	}
+	for _, k := range all {
+		last := k.Last()
+		if last.Side != SideTarget || last.Boot != bootID() || last.State != Asked && last.State != Granted && last.State != Resumed && last.State != Drained {
+			continue
+		}
+		log := a.opt.Log.With("id", k.ID)
+		t, err := a.found(ctx, k)
+		if err != nil {
+			log.Warn("migration is not taken up", "state", last.State, "err", err)
+			continue
+		}
+		log.Warn("migration is taken up", "audit", true, "tree", t.msg.Comm, "from", t.msg.Host, "state", last.State)
+		a.wg.Go(func() {
+			defer a.drop(t)
+			end := t.goOn(ctx)
+			log.Info("migration ends", "audit", true, "state", t.State(), "err", end)
+		})
+	}
+}
+
+// found makes a Target of a record, if its guardian lives.
+func (a *Agent) found(ctx context.Context, k Known) (*Target, error) {
+	var g targetGoing
+	if err := readState(filepath.Join(k.Dir, "going"), &g); err != nil {
+		return nil, err
+	}
+	t := newTarget(a, k.ID, g.Msg, a.opt.Log.With("id", k.ID))
+	t.tmp, t.restoreMS, t.state = g.Images, g.RestoreMS, k.Last().State
+	rec, err := openRecord(k)
+	if err != nil {
+		return nil, err
+	}
+	// What was read may never have got to the disk.
+	if err := errors.Join(rec.lock(), rec.f.Sync()); err != nil {
+		rec.Close()
+		return nil, err
+	}
+	t.rec = rec
+	if err := t.takeUp(ctx); err != nil {
+		rec.Close()
+		return nil, err
+	}
+	a.mu.Lock()
+	a.targets[t.id] = t
+	a.mu.Unlock()
+	return t, nil
+}
+
+// takeUp takes over capsule and FUSE daemon, and starts a handler.
+func (t *Target) takeUp(ctx context.Context) error {
+	opt := &t.a.opt
+	c, f, err := restore.Adopt(ctx, restore.Options{ID: t.id, Exe: opt.Exe, Dir: t.rec.Dir, Log: t.log})
+	if err != nil {
+		return err
+	}
+	t.capsule = c
+	if f.Resumed != nil {
+		t.resumed = &resumedMsg{At: f.Resumed.At.UnixNano(), PID: f.Resumed.PID}
+	}
+	if f.Exited != nil {
+		t.event(*f.Exited)
+	}
+	if f.Drained != nil {
+		t.event(*f.Drained)
+	}
+	if t.stdio, err = findCarrier(t.rec.Dir, t.dropStreams, t.log); err != nil {
+		t.stdio = nil // none was needed, or it is gone
+		t.log.Debug("standard streams", "err", err)
+	}
+	h, err := c.StartHandler(ctx, t.handlerOptions())
+	if err != nil {
+		t.stdio.leave()
+		c.Abandon()
+		return fmt.Errorf("start handler: %w", err)
+	}
+	t.handler = h
+	return nil
+}
+
+// goOn is run for a migration that another agent has begun.
+func (t *Target) goOn(ctx context.Context) error {
+	defer t.rec.Close()
+	defer close(t.over)
+	defer func() { _ = t.cleanup() }() // told there
+	defer t.stopStdio()
+	defer func() { t.adopt(nil) }()
+	switch t.State() {
+	case Asked:
+		granted, err := t.awaitGrant(nil)
+		if err != nil || !granted {
+			return t.giveUp(err)
+		}
+		fallthrough
+	case Granted:
+		if err := t.letGo(ctx); err != nil {
+			return t.giveUp(err)
+		}
+	}
+	return t.whileRunning()
+}
