@@ -147,11 +147,11 @@ func (c *Capsule) start(ctx context.Context, prefix string) error {
 		c.log.Warn("limit of the tree cannot be set here", "limit", u)
 		c.events.put(Event{Kind: EventProblem, Text: "limit of the tree cannot be set here: " + u})
 	}
-	procs, err := os.OpenFile(filepath.Join(groups.dir(treeGroup), "cgroup.procs"), os.O_WRONLY, 0)
+	group, err := os.Open(groups.dir(treeGroup))
 	if err != nil {
 		return fmt.Errorf("open tree's cgroup: %w", err)
 	}
-	defer procs.Close()
+	defer group.Close()
 	if err := c.fork(); err != nil {
 		return err
 	}
@@ -164,7 +164,7 @@ func (c *Capsule) start(ctx context.Context, prefix string) error {
 		return err
 	}
 	defer next.Close()
-	files := []*os.File{procs, next}
+	files := []*os.File{group, next}
 	if c.o.Fuse != nil {
 		files = append(files, c.o.Fuse)
 	}

@@ -16,7 +16,7 @@ import (
 
 // What agent and guardian, and agent and handler, say to each other: one JSON message a datagram, with descriptors.
 const (
-	opStart    = "start"    // agent → guardian: startConfig; descriptors: cgroup.procs of the tree, a bound socket for the next agent, /dev/fuse if there is one
+	opStart    = "start"    // agent → guardian: startConfig; descriptors: the tree's cgroup, a bound socket for the next agent, /dev/fuse if there is one
 	opRestore  = "restore"  // agent → guardian; descriptors: memfd with restoreConfig, then inherited files
 	opFinish   = "finish"   // agent → guardian: all that criu does before the first instruction
 	opOutlive  = "outlive"  // agent → guardian: the question is on disk; from now on the agent may go away

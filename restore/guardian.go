@@ -103,7 +103,7 @@ type guardian struct {
 	ctls   controls
 	cfg    startConfig
 	dirs   capsuleDirs
-	procs  *os.File // cgroup.procs of the tree's cgroup
+	group  *os.File // the tree's cgroup
 	hub    *hub
 	holder int32 // PID, see holder.go
 
@@ -249,11 +249,11 @@ func (g *guardian) start(m message, files []*os.File) error {
 	if g.cfg.BindRoot != "" {
 		want = 2
 	}
-	if len(files) != want || g.procs != nil {
+	if len(files) != want || g.group != nil {
 		fdpass.CloseAll(files)
 		return errMessage
 	}
-	g.procs = files[0]
+	g.group = files[0]
 	if err := g.ctls.listen(files[1], g.mayOutlive, g.log); err != nil {
 		return err
 	}

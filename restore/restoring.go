@@ -50,7 +50,7 @@ func (g *guardian) hold(files []*os.File) error {
 	}
 	r := &restoring{g: g, held: make(chan struct{}), finish: make(chan struct{}), ready: make(chan struct{}), release: make(chan struct{}), done: make(chan struct{})}
 	g.mu.Lock()
-	if g.restore != nil || g.procs == nil {
+	if g.restore != nil || g.group == nil {
 		g.mu.Unlock()
 		return fmt.Errorf("%w: a capsule serves one restore, after its start", errMessage)
 	}
@@ -77,7 +77,7 @@ func (g *guardian) hold(files []*os.File) error {
 func (r *restoring) begin(inherit []*os.File) error {
 	g := r.g
 	if !r.cfg.NotLazy {
-		engine := memory.New(memory.Options{Tasks: r.cfg.Tasks, Log: g.log})
+		engine := memory.New(memory.Options{Tasks: r.cfg.Tasks, Room: func() uint64 { return room(g.group) }, Log: g.log})
 		r.early = newEarly(engine, r.cfg.Early)
 		g.hub.setEngine(engine, r.cfg.Tasks, r.early.faulted)
 		var err error

@@ -78,7 +78,7 @@ func (g *guardian) startCriu(inherit []*os.File) (*criu.Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := g.procs.WriteString(strconv.Itoa(w.PID())); err != nil {
+	if err := writeIn(g.group, "cgroup.procs", strconv.Itoa(w.PID())); err != nil {
 		return nil, errors.Join(fmt.Errorf("move criu to the tree's cgroup: %w", err), w.Close())
 	}
 	return w, nil

@@ -12,6 +12,9 @@ const (
 	ioctlWake     = 0x8010aa02 // UFFDIO_WAKE
 )
 
+// sysFork is fork(2), which x86-64 has.
+const sysFork = 57
+
 // Events of struct uffd_msg.
 const (
 	evPagefault = 0x12

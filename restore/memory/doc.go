@@ -7,7 +7,7 @@
 // bytes, or dropped because the process threw it away before they came. After that, missing means zero. An mm has a
 // layout (which address shows which page of which region) and one bit a page that is set when the page was taken. A fork
 // copies both, and a page that arrives goes into every mm of the family that misses it. Memory of no region (grown by
-// mremap, left behind by MREMAP_DONTUNMAP) is zero.
+// mremap, left behind by MREMAP_DONTUNMAP) is zero. Where memory is short a fork waits (shortage.go).
 //
 // # Order
 //

@@ -68,6 +68,10 @@ type Options struct {
 	// poisoned: an access gets SIGBUS instead of SIGSEGV, never bytes. It is called with the engine's lock held: it must
 	// not call the engine, nor wait for a thread of the process that may wait for a page.
 	Guard func(task uint32, start, length uint64) error
+	// Room is how many bytes of memory the tree may still take; it is asked only when processes fork. nil: any number.
+	Room func() uint64
+	// ForkWait is how long a fork waits at most for memory (default 10 s).
+	ForkWait time.Duration
 	// Proc is where the tasks' /proc is (default /proc).
 	Proc string
 	Log  *slog.Logger
@@ -93,24 +97,25 @@ type Engine struct {
 	drained     chan struct{}
 	failed      []failedWatch // the loop's
 
-	first   atomic.Int32 // who wait for the lock on behalf of a thread
-	mu      sync.Mutex   // guards all below, and every read of events and every fill
-	tasks   map[uint32]*task
-	regions []*region
-	mms     map[int]*mm // by descriptor
-	watched []Watched
-	bringer Bringer
-	wants   map[uint64]*want
-	nextID  uint64
-	retries []*want // those that wait for their time
-	bulk    bulk
-	shortOf time.Time // until then faults are not asked for either: pages could not be filled
-	parked  int       // bytes kept in memory because their mm was not settled
-	outbox  []Want
-	closing []*uffd // to be closed when the lock is released
-	stats   counters
-	done    bool
-	closed  bool
+	first    atomic.Int32 // who wait for the lock on behalf of a thread
+	mu       sync.Mutex   // guards all below, and every read of events and every fill
+	tasks    map[uint32]*task
+	regions  []*region
+	mms      map[int]*mm // by descriptor
+	watched  []Watched
+	bringer  Bringer
+	wants    map[uint64]*want
+	nextID   uint64
+	retries  []*want // those that wait for their time
+	bulk     bulk
+	shortOf  time.Time // until then faults are not asked for either: pages could not be filled
+	parked   int       // bytes kept in memory because their mm was not settled
+	outbox   []Want
+	closing  []*uffd // to be closed when the lock is released
+	stats    counters
+	shortage shortage
+	done     bool
+	closed   bool
 }
 
 // task is a restored process that Options.Tasks named.
@@ -129,6 +134,9 @@ func New(o Options) *Engine {
 	}
 	if o.FaultPages <= 0 {
 		o.FaultPages = 8
+	}
+	if o.ForkWait <= 0 {
+		o.ForkWait = forkWait
 	}
 	if o.Proc == "" {
 		o.Proc = "/proc"

@@ -108,6 +108,9 @@ func (e *Engine) loop(ep int) {
 // settle reads and applies m's events until nothing is changing, then answers its faults and fills what was parked. It
 // says false if m's mappings are still changing. The lock is held.
 func (e *Engine) settle(m *mm) bool {
+	if e.holdFork(m) {
+		return false
+	}
 	for spins, rounds := 0, 0; spins < settleSpins && rounds < 16*settleSpins; rounds++ {
 		n, err := e.readBatch(m)
 		if err != nil {
@@ -183,6 +186,7 @@ func (e *Engine) note(m *mm, g *uffdMsg) {
 			return
 		}
 		m.batch = append(m.batch, event{kind: evFork, child: u, round: m.round})
+		m.forkRead()
 		e.stats.forks++
 	case evRemap:
 		m.batch = append(m.batch, event{kind: evRemap, from: g.arg[0], to: g.arg[1], len: g.arg[2], round: m.round})

@@ -21,6 +21,10 @@ type mm struct {
 	round   int // reads of the descriptor that brought something
 	settled bool
 
+	forkHeld time.Time // since then its events are left unread for want of memory; zero: they are read
+	forkTold bool      // it is known to be a fork
+	forkLate bool      // that has lasted too long
+
 	pages   *pages // of the process that was seen to have this mm; nil: not seen yet
 	guesses int
 

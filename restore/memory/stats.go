@@ -23,6 +23,7 @@ type Stats struct {
 	Unproven     uint64 // mms whose pages could not be looked at at the end: their process is not known
 	Failures     uint64 // wants asked again
 	Forks        uint64
+	ForksHeld    uint64 // that waited for memory
 	Events       uint64 // REMAP, UNMAP and REMOVE
 	Misfits      uint64 // batches of events that no order fitted wholly
 	Left         uint64 // pages missing in all mms
@@ -32,9 +33,9 @@ type Stats struct {
 }
 
 type counters struct {
-	faults, zeroFaults, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, events, misfits, guarded, absent, unproven uint64
-	latency                                                                                                                                    histogram
-	drained                                                                                                                                    bool
+	faults, zeroFaults, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, forksHeld, events, misfits, guarded, absent, unproven uint64
+	latency                                                                                                                                               histogram
+	drained                                                                                                                                               bool
 }
 
 // Stats counts up to now.
@@ -45,7 +46,7 @@ func (e *Engine) Stats() Stats {
 	s := Stats{
 		Faults: c.faults, ZeroFaults: c.zeroFaults, FaultP50us: c.latency.quantile(0.5), FaultP99us: c.latency.quantile(0.99),
 		PagesCopied: c.pagesCopied, BytesCopied: c.pagesCopied * pageSize, ZeroPages: c.pagesZero, GuardPages: c.guards,
-		DroppedPages: c.dropped, ErrorPages: c.errorPages, LostPages: c.lost, Failures: c.failures, Forks: c.forks,
+		DroppedPages: c.dropped, ErrorPages: c.errorPages, LostPages: c.lost, Failures: c.failures, Forks: c.forks, ForksHeld: c.forksHeld,
 		Events: c.events, Misfits: c.misfits, GuardedPages: c.guarded, AbsentPages: c.absent, Unproven: c.unproven, Outstanding: len(e.wants), Spaces: len(e.mms), Drained: c.drained,
 	}
 	for _, m := range e.mms {
