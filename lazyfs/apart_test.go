@@ -199,6 +199,11 @@ func apartDaemon(conf string) error {
 				return err
 			}
 			err = sock.Send([]byte("granted"))
+		case "hold":
+			if err := d.Hold(); err != nil {
+				return err
+			}
+			err = sock.Send([]byte("held"))
 		case "park":
 			p.at <- at
 			err = sock.Send([]byte("armed"))
@@ -321,6 +326,9 @@ func apart(server *remotefs.Server, store string) error {
 				err = errors.New("nothing is kept")
 			}
 			fmt.Println("granted")
+		case "hold":
+			err = k.ask("hold", "held")
+			fmt.Println("held")
 		case "kill":
 			if err = k.kill(); err == nil {
 				err = k.start(k.kept)

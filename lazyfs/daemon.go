@@ -31,7 +31,7 @@ type Options struct {
 	Seeds      Seeder            // what it tells is asked for ahead, see seeds.go. Nil: nothing is
 	LocalFiles map[string][]byte // path → contents: files that are the target's own until Granted
 
-	// Keep gets a descriptor of the mounted /dev/fuse when the grant is given, so that the mount outlives this daemon: copy it. StoreDir
+	// Keep gets a descriptor of the mounted /dev/fuse from Hold, so that the mount outlives this daemon: copy it. StoreDir
 	// must be the successor's, too. Nil: nobody keeps it.
 	Keep func(fd int) error
 	// TakeOver is what a daemon has left whose Keep got FuseFD; Remote is then that Life of the client that it had.
@@ -52,6 +52,8 @@ type Daemon struct {
 	reqs   sync.WaitGroup
 	flush  chan struct{} // the goroutine that forgets has ended
 	buf    []byte        // the reader's
+
+	holdMu sync.Mutex // one request before the grant at a time; before all others
 
 	begun chan struct{} // INIT has been answered
 	init  []byte        // that request; once begun is closed
@@ -272,7 +274,7 @@ func (d *Daemon) answer(in []byte) {
 		out = make([]byte, need)
 	}
 	d.busy.Add(1)
-	n, _ := d.ps.HandleRequest([][]byte{in}, [][]byte{out})
+	n := d.handle(in, out)
 	d.busy.Add(-1)
 	defer d.fs.remote.Settled(binary.NativeEndian.Uint64(in[8:]) &^ uniqueResend) // after the kernel has the answer
 	if n == 0 {
@@ -315,5 +317,6 @@ func (d *Daemon) Frozen() <-chan struct{} { return d.fs.seeds.frozen }
 // An error that wraps ErrNoSuccessor, or another's, says that the mount will not outlive this daemon; all else has been done.
 func (d *Daemon) Granted() error {
 	d.fs.granted()
-	return d.keep()
+	d.fs.ov.keepGranted()
+	return d.Hold()
 }

@@ -23,6 +23,8 @@ type local struct {
 	opens   int
 	target  string
 	xattrs  map[string][]byte
+	linked  bool     // the file has a name where it is kept
+	kept    bool     // it is written down as it is
 	done    []uint64 // the last requests that have changed it, if it is kept for a successor
 	file    *os.File // regular files
 }

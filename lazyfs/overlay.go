@@ -15,10 +15,13 @@ import (
 // that the source has the name, too, so that it stays hidden when the overlay's goes. Nodes of the source that names
 // or hidden names hang on are pinned: the kernel's forgets of them wait (refs.go).
 type overlay struct {
-	f      *fsys
-	store  string
-	keptIn string   // directory where local nodes are kept for a successor; empty before the grant, and where there is none
-	lock   *os.File // that directory
+	f     *fsys
+	store string
+
+	keptIn    string    // directory where all is kept for a successor; empty where there will be none. mu
+	lock      *os.File  // that directory
+	kept      keptState // as it was written last; mu
+	keptNames bool      // state is written down as it is; mu
 
 	grant   sync.RWMutex // read side: an operation before the grant
 	isGrant atomic.Bool
@@ -106,6 +109,7 @@ func (o *overlay) entry(node uint64) (wire.FileEntry, error) {
 			return wire.FileEntry{}, errno(syscall.ESTALE)
 		}
 		l.lookups++
+		l.kept = false
 		o.mu.Unlock()
 		a, err := o.attr(node)
 		return wire.FileEntry{Node: node, Attr: a}, err

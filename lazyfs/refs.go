@@ -47,6 +47,7 @@ func (o *overlay) extra(node uint64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.refLocked(node).extra++
+	o.keptNames = false
 }
 
 // keep takes n forgotten lookups and tells how many of them the server must be told now.

@@ -2,24 +2,19 @@ package lazyfs
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/lazymig/lazymig/wire"
 )
 
-// A daemon that is killed after the grant is followed by another on the same open /dev/fuse (Options.TakeOver), which somebody else holds
+// A daemon that is killed after Hold is followed by another on the same open /dev/fuse (Options.TakeOver), which somebody else holds
 // (Options.Keep), and what Inherit finds. The successor has
 //
-//	from the directory KeptDir   the kernel's INIT; local nodes, with what has changed them last
+//	from the directory KeptDir   the kernel's INIT, local nodes, the overlay (kept.go)
 //	from the kernel              all requests that were read and not answered, once more, marked (FUSE_NOTIFY_RESEND, Linux 6.9)
 //	from the source              the answers to those of them that had been done (TakeOver of Remote)
 //
@@ -76,181 +71,6 @@ func lockDir(path string) (*os.File, error) {
 	return f, nil
 }
 
-// keptState is what is not about one local node.
-type keptState struct {
-	Init  []byte            `json:"init"`
-	Extra map[uint64]uint64 `json:"extra,omitempty"` // see ref
-}
-
-// keptLocal is a local node but its contents.
-type keptLocal struct {
-	ID      uint64            `json:"id"`
-	Attr    wire.FileAttr     `json:"attr"`
-	Mode    uint32            `json:"mode"`
-	Lookups uint64            `json:"lookups"`
-	Opens   int               `json:"opens"`
-	Target  string            `json:"target,omitempty"`
-	Xattrs  map[string][]byte `json:"xattrs,omitempty"`
-	Done    []uint64          `json:"done,omitempty"`
-	File    bool              `json:"file"`
-}
-
-const (
-	keptName = "state"
-	lifeName = "life"
-	nodeName = "node-"
-	dataName = "data-"
-	maxDone  = 256 // a request is answered long before so many others have changed the same node
-)
-
-// writeWhole makes a file whole or not at all, as far as this process's end is concerned.
-func writeWhole(path string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("encode %s: %w", path, err)
-	}
-	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
-}
-
-func (o *overlay) keptPath(kind string, id uint64) string {
-	return filepath.Join(o.keptIn, fmt.Sprintf("%s%x", kind, id&^localBit))
-}
-
-// keepAll begins to keep local nodes in dir. It is after the grant: there will be no new ones.
-func (o *overlay) keepAll(dir string, init []byte) error {
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("keep local files: %w", err)
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.keptIn != "" {
-		return nil
-	}
-	var err error
-	if o.lock, err = lockDir(dir); err != nil { // nobody else has it
-		return fmt.Errorf("keep local files: %w", err)
-	}
-	s := keptState{Init: init, Extra: map[uint64]uint64{}}
-	for node, r := range o.refs {
-		if r.extra > 0 {
-			s.Extra[node] = r.extra
-		}
-	}
-	if err := writeWhole(filepath.Join(dir, keptName), s); err != nil {
-		return fmt.Errorf("keep local files: %w", err)
-	}
-	o.keptIn = dir
-	for _, l := range o.locals {
-		err := o.writeLocked(l)
-		if err == nil && l.file != nil {
-			err = unix.Linkat(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", l.file.Fd()), unix.AT_FDCWD, o.keptPath(dataName, l.id), unix.AT_SYMLINK_FOLLOW)
-		}
-		if err != nil {
-			o.keptIn = ""
-			return fmt.Errorf("keep local file %x: %w", l.id, err)
-		}
-	}
-	return nil
-}
-
-func (o *overlay) writeLocked(l *local) error {
-	return writeWhole(o.keptPath(nodeName, l.id), keptLocal{
-		ID: l.id, Attr: l.attr, Mode: l.mode, Lookups: l.lookups, Opens: l.opens, Target: l.target, Xattrs: l.xattrs, Done: l.done, File: l.file != nil,
-	})
-}
-
-// keepLocked writes down how a node is after a request; 0: after something that is not a request, or is never repeated.
-func (o *overlay) keepLocked(l *local, number uint64) {
-	if o.keptIn == "" {
-		return
-	}
-	if number != 0 {
-		l.done = append(l.done[max(0, len(l.done)+1-maxDone):], number)
-	}
-	if err := o.writeLocked(l); err != nil { // it holds as long as this daemon does
-		o.f.log.Error("keep local file for a successor", "node", l.id, "err", err)
-	}
-}
-
-func (o *overlay) unkeepLocked(l *local) {
-	if o.keptIn == "" {
-		return
-	}
-	for _, kind := range []string{nodeName, dataName} {
-		if err := os.Remove(o.keptPath(kind, l.id)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			o.f.log.Error("remove local file", "node", l.id, "err", err)
-		}
-	}
-}
-
-// change is with for what changes a node, once for each request even if a daemon before this one has done it.
-func (o *overlay) change(number, node uint64, fn func(*local) error) error {
-	return o.with(node, func(l *local) error {
-		if slices.Contains(l.done, number) {
-			return nil
-		}
-		err := fn(l)
-		if err == nil && o.locals[node] == l {
-			o.keepLocked(l, number)
-		}
-		return err
-	})
-}
-
-// load is the successor's keepAll.
-func (o *overlay) load(from *Legacy) (init []byte, err error) {
-	dir := from.path
-	o.lock = from.lock
-	var s keptState
-	if err := readWhole(filepath.Join(dir, keptName), &s); err != nil {
-		return nil, err
-	}
-	ents, err := os.ReadDir(dir)
-	if err != nil {
-		return nil, fmt.Errorf("read kept files: %w", err)
-	}
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.keptIn = dir
-	o.isGrant.Store(true)
-	for node, n := range s.Extra {
-		o.refs[node] = &ref{extra: n}
-	}
-	for _, e := range ents {
-		if !strings.HasPrefix(e.Name(), nodeName) || strings.HasSuffix(e.Name(), ".new") {
-			continue
-		}
-		var k keptLocal
-		if err := readWhole(filepath.Join(dir, e.Name()), &k); err != nil {
-			return nil, err
-		}
-		l := &local{
-			id: k.ID, attr: k.Attr, mode: k.Mode, lookups: k.Lookups, opens: k.Opens, target: k.Target, xattrs: k.Xattrs, done: k.Done,
-		}
-		if k.File {
-			if l.file, err = os.OpenFile(o.keptPath(dataName, k.ID), os.O_RDWR, 0); err != nil {
-				return nil, fmt.Errorf("open kept file: %w", err)
-			}
-		}
-		o.locals[l.id] = l
-	}
-	return s.Init, nil
-}
-
-func readWhole(path string, v any) error {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("read what the daemon before has left: %w", err)
-	}
-	if err := json.Unmarshal(b, v); err != nil {
-		return fmt.Errorf("decode %s: %w", path, err)
-	}
-	return nil
-}
-
 // canResend says whether the kernel that sent INIT sends requests again: FUSE_INIT_EXT, and FUSE_HAS_RESEND of flags2.
 func canResend(init []byte) bool {
 	const flags, flags2 = 40 + 12, 40 + 16
@@ -260,8 +80,9 @@ func canResend(init []byte) bool {
 // ErrNoSuccessor says that the mount ends with this daemon.
 var ErrNoSuccessor = errors.New("the kernel does not send FUSE requests again (Linux 6.9 does): the mount ends with its daemon")
 
-// keep leaves all that a successor needs and gives the descriptor to whoever keeps it.
-func (d *Daemon) keep() error {
+// Hold makes the mount outlive this daemon: what a successor needs is written down, from now on all the time, and Options.Keep gets the descriptor.
+// The overlay is held, too: whoever takes over before the grant goes on before the grant.
+func (d *Daemon) Hold() error {
 	if d.o.Keep == nil || d.o.TakeOver != nil {
 		return nil
 	}
@@ -273,7 +94,7 @@ func (d *Daemon) keep() error {
 	if !canResend(d.init) {
 		return ErrNoSuccessor
 	}
-	if err := d.fs.ov.keepAll(filepath.Join(d.o.StoreDir, KeptDir), d.init); err != nil {
+	if again, err := d.fs.ov.keepAll(filepath.Join(d.o.StoreDir, KeptDir), d.init); again || err != nil {
 		return err
 	}
 	fd, err := d.dev.dup()
@@ -282,6 +103,27 @@ func (d *Daemon) keep() error {
 	}
 	defer unix.Close(fd)
 	return d.o.Keep(fd)
+}
+
+// handle gives a request to go-fuse. Before the grant, if the mount is held, requests that change names go one after the other.
+func (d *Daemon) handle(in, out []byte) int {
+	o := d.fs.ov
+	op := binary.NativeEndian.Uint32(in[4:])
+	if !opNames[op] || !o.held() {
+		n, _ := d.ps.HandleRequest([][]byte{in}, [][]byte{out})
+		return n
+	}
+	d.holdMu.Lock()
+	defer d.holdMu.Unlock()
+	unique := binary.NativeEndian.Uint64(in[8:])
+	if r := o.heldReply(unique &^ uniqueResend); r != nil {
+		n := copy(out, r)
+		binary.NativeEndian.PutUint64(out[8:], unique)
+		return n
+	}
+	n, _ := d.ps.HandleRequest([][]byte{in}, [][]byte{out})
+	o.keepReply(op, unique&^uniqueResend, out[:n])
+	return n
 }
 
 // takeOver begins where another daemon was killed. Requests that come again are on the head of the kernel's queue (fuse_resend), so they
@@ -336,7 +178,11 @@ func (d *Daemon) takeOver() (*request, error) {
 
 // Opcodes of linux/fuse.h that are told apart before they are handled.
 const (
+	opLookup      = 1
 	opForget      = 2
 	opInterrupt   = 36
 	opBatchForget = 42
 )
+
+// opNames change the overlay: LOOKUP (it counts), SYMLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, CREATE, RENAME2, TMPFILE.
+var opNames = map[uint32]bool{opLookup: true, 6: true, 8: true, 9: true, 10: true, 11: true, 12: true, 13: true, 35: true, 45: true, 51: true}

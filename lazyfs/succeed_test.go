@@ -186,3 +186,69 @@ func TestResendKnown(t *testing.T) {
 		t.Error("FUSE_HAS_RESEND is not seen")
 	}
 }
+
+// TestHeldKilled: a daemon that is killed between Hold and the grant takes nothing with it that was kept local.
+func TestHeldKilled(t *testing.T) {
+	r := newApart(t, false)
+	at := func(n string) string { return filepath.Join(r.mnt, n) }
+	for _, n := range []string{"f", "hidden", "moved"} {
+		write(t, filepath.Join(r.src, n), n)
+	}
+	before := names(t, r.src)
+	write(t, at("early"), "early")
+	must(t, os.Remove(at("hidden")))
+	must(t, os.Mkdir(at("d"), 0o755))
+	r.say("hold", "held")
+	kills := make(chan struct{})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range kills {
+			r.say("kill", "killed")
+		}
+	}()
+	for i := range 60 {
+		if i%2 == 0 {
+			kills <- struct{}{}
+		}
+		n := at(fmt.Sprintf("d/%d", i))
+		f, err := os.OpenFile(n, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+		must(t, err)
+		_, err = f.WriteString("contents")
+		must(t, err)
+		must(t, os.Link(n, n+"l"))
+		must(t, unix.Renameat2(unix.AT_FDCWD, n, unix.AT_FDCWD, n+"r", unix.RENAME_NOREPLACE))
+		must(t, unix.Mknod(n, unix.S_IFSOCK|0o600, 0))
+		must(t, os.Symlink("f", n+"s"))
+		must(t, os.Mkdir(n+"d", 0o700))
+		must(t, os.Remove(n+"d"))
+		must(t, os.Remove(n+"l"))
+		must(t, os.Remove(n+"r"))
+		wantErr(t, "mkdir", unix.Mkdir(n, 0o700), unix.EEXIST)
+		b := make([]byte, 20)
+		if k, _ := f.ReadAt(b, 0); string(b[:k]) != "contents" {
+			t.Fatalf("unlinked file has %q", b[:k])
+		}
+		must(t, f.Close())
+		must(t, os.Rename(at("moved"), at("moved2")))
+		must(t, os.Rename(at("moved2"), at("moved")))
+		if _, err := os.Lstat(at("hidden")); !os.IsNotExist(err) {
+			t.Fatalf("hidden file: %v", err)
+		}
+		has(t, at("early"), "early")
+		has(t, at("f"), "f")
+		has(t, at("moved"), "moved")
+	}
+	close(kills)
+	<-done
+	if got := names(t, at("d")); len(strings.Fields(got)) != 120 {
+		t.Errorf("names %s", got)
+	}
+	r.say("kill", "killed")
+	r.grant()
+	r.say("kill", "killed")
+	if after := names(t, r.mnt); after != before || names(t, r.src) != before {
+		t.Errorf("after the grant %s, before %s", after, before)
+	}
+	has(t, at("hidden"), "hidden")
+}
