@@ -15,9 +15,10 @@ import (
 // each by its number.
 type storeMsg struct {
 	Number uint64          `json:"number"`
-	Do     string          `json:"do,omitempty"` // move, status, files, settle, local, done
+	Do     string          `json:"do,omitempty"` // move, status, files, settle, local, remove, done
 	Want   *store.Want     `json:"want,omitempty"`
 	Inodes []uint64        `json:"inodes,omitempty"`
+	Paths  []string        `json:"paths,omitempty"` // remove
 	Error  string          `json:"error,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
 	File   string          `json:"file,omitempty"` // holds the result, which is too long for a message
@@ -65,6 +66,12 @@ func (d *fuseDaemon) storeLocal(ctx context.Context, inodes []uint64) (map[uint6
 // storeDone says that the tree lives on the store from now on.
 func (d *fuseDaemon) storeDone(ctx context.Context) error {
 	return d.askStore(ctx, storeMsg{Do: "done"}, nil)
+}
+
+// storeRemove removes trees that have moved from the source. After the switch and before storeDone.
+func (d *fuseDaemon) storeRemove(ctx context.Context, paths []string) (r store.Removed, err error) {
+	err = d.askStore(ctx, storeMsg{Do: "remove", Paths: paths}, &r)
+	return r, err
 }
 
 // askStore asks one question. If ctx ends first the answer is dropped when it comes.
@@ -177,6 +184,8 @@ func doStore(ctx context.Context, s *store.Store, q storeMsg) (any, error) {
 			}
 		}
 		return paths, nil
+	case "remove":
+		return s.RemoveSource(ctx, q.Paths)
 	case "done":
 		return nil, s.Done()
 	}
@@ -191,7 +200,9 @@ func (p *fuseProcess) startStore() (*store.Store, error) {
 	if !p.handed.Load() {
 		return nil, errors.New("files move after the grant only")
 	}
-	s, err := store.New(p.ctx, store.Options{Dir: p.cfg.StoreDir, Remote: p.client, Busy: p.daemon.Busy, Locals: p.daemon.NameLocals, Log: p.log})
+	s, err := store.New(p.ctx, store.Options{
+		Dir: p.cfg.StoreDir, Remote: p.client, Busy: p.daemon.Busy, Locals: p.daemon.NameLocals, Later: p.cfg.TakeOver, Log: p.log,
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -125,7 +125,7 @@ func (s *Source) takeUp(g *going, h *handedOver) (err error) {
 			return err
 		}
 	}
-	o := remotefs.ServerOptions{Groups: g.Groups, Log: s.log}
+	o := remotefs.ServerOptions{Groups: g.Groups, Log: s.log, Writers: writers}
 	if s.files, err = remotefs.NewServerFrom(&h.files, o); err != nil {
 		return err
 	}

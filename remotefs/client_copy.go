@@ -97,3 +97,53 @@ func (c *Client) Scan(ctx context.Context, node uint64, path, after string, cont
 	})
 	return list, more, err
 }
+
+// Writers tells which of these nodes processes of the source can write, and who.
+func (c *Client) Writers(ctx context.Context, nodes []uint64) (map[uint64]string, error) {
+	found := map[uint64]string{}
+	for len(nodes) > 0 {
+		n := min(len(nodes), wire.MaxFileStamps)
+		e := head(wire.FileRootNode, wire.FileCaller{})
+		e.U32(uint32(n))
+		for _, x := range nodes[:n] {
+			e.U64(x)
+		}
+		err := c.call(ctx, 0, wire.MsgFileWriters, e, func(d *wire.Decoder) {
+			for range d.Count(8 + 4) {
+				id := d.U64()
+				found[id] = d.String(wire.MaxFileName)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+		nodes = nodes[n:]
+	}
+	return found, nil
+}
+
+// FileOpen is a node that is open.
+type FileOpen struct {
+	Node       uint64
+	All, Write int // handles; those that can write
+}
+
+// Opens tells what is open at the source for this client, and for those before it.
+func (c *Client) Opens(ctx context.Context) (list []FileOpen, err error) {
+	err = c.call(ctx, 0, wire.MsgFileOpens, head(wire.FileRootNode, wire.FileCaller{}), func(d *wire.Decoder) {
+		list = make([]FileOpen, d.Count(16))
+		for i := range list {
+			list[i] = FileOpen{Node: d.U64(), All: int(d.U32()), Write: int(d.U32())}
+		}
+	})
+	return list, err
+}
+
+// Remove removes a name, if it is still that of a node with this size and time of change.
+func (c *Client) Remove(ctx context.Context, who wire.FileCaller, dir uint64, name string, node uint64, a wire.FileAttr) error {
+	e := head(dir, who)
+	e.String(name)
+	e.U64(node)
+	a.Put(e)
+	return c.call(ctx, who.Number, wire.MsgFileRemove, e, nil)
+}

@@ -48,10 +48,13 @@ func init() {
 		wire.MsgFileSeed:        {name: "seed", once: true, frozen: true, aside: true, fn: (*Server).opSeed},
 		wire.MsgFileCopyRange:   {name: "copy_file_range", changes: true, once: true, fn: (*Server).opCopyRange},
 
-		wire.MsgFileExtents: {name: "extents", fn: (*Server).opExtents},
-		wire.MsgFileSum:     {name: "sum", fn: (*Server).opSum},
-		wire.MsgFileStamps:  {name: "stamps", fn: (*Server).opStamps},
-		wire.MsgFilePath:    {name: "path", fn: (*Server).opPath},
-		wire.MsgFileScan:    {name: "scan", fn: (*Server).opScan},
+		wire.MsgFileExtents: {name: "extents", aside: true, fn: (*Server).opExtents},
+		wire.MsgFileSum:     {name: "sum", aside: true, fn: (*Server).opSum},
+		wire.MsgFileStamps:  {name: "stamps", aside: true, fn: (*Server).opStamps},
+		wire.MsgFilePath:    {name: "path", aside: true, fn: (*Server).opPath},
+		wire.MsgFileScan:    {name: "scan", aside: true, fn: (*Server).opScan},
+		wire.MsgFileWriters: {name: "writers", aside: true, fn: (*Server).opWriters},
+		wire.MsgFileOpens:   {name: "opens", aside: true, fn: (*Server).opOpens},
+		wire.MsgFileRemove:  {name: "remove", changes: true, once: true, aside: true, fn: (*Server).opRemove},
 	}
 }

@@ -109,6 +109,15 @@ var operations = map[string]func(e *each) (any, error){
 		l, err := e.c.Stamps(ctx, []uint64{e.f.Node, e.d.Node})
 		return len(l), err
 	},
+	"writers": func(e *each) (any, error) {
+		l, err := e.c.Writers(ctx, []uint64{e.f.Node, e.d.Node})
+		return len(l), err
+	},
+	"opens": func(e *each) (any, error) {
+		l, err := e.c.Opens(ctx)
+		return len(l), err
+	},
+	"remove": func(e *each) (any, error) { return nil, e.c.Remove(ctx, e.who, 1, "f", e.f.Node, e.f.Attr) },
 	"scan": func(e *each) (any, error) {
 		l, more, err := e.c.Scan(ctx, 1, "", "d", true)
 		for i := range l {

@@ -27,6 +27,8 @@ type ServerOptions struct {
 	Root   *os.File     // O_PATH directory: the tree's root. The server keeps a descriptor of its own
 	Groups []uint32     // supplementary groups of the tree
 	Log    *slog.Logger // nil: silent
+	// Writers tells which of some files processes of this host can write beside this one, and who. Nil: it is not known.
+	Writers func([]FileID) (map[FileID]string, error)
 }
 
 // Stats counts what has been served.
@@ -55,8 +57,11 @@ type Server struct {
 	conns  map[*wire.Conn]struct{}
 	wg     sync.WaitGroup // Serve calls
 
-	sess  session
-	seed  seeding
+	sess session
+	seed seeding
+
+	writers func([]FileID) (map[FileID]string, error)
+
 	quiet sync.RWMutex // held by each request at work; by SetJournal, which waits for them
 }
 
@@ -90,7 +95,7 @@ func newServer(o ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open /proc/self/fd: %w", err)
 	}
-	s := &Server{log: o.Log, proc: proc, conns: map[*wire.Conn]struct{}{}, seed: seeding{frozen: make(chan struct{}), closed: make(chan struct{}), opened: map[wire.FileOpened]int{}}, tab: table{
+	s := &Server{log: o.Log, proc: proc, writers: o.Writers, conns: map[*wire.Conn]struct{}{}, seed: seeding{frozen: make(chan struct{}), closed: make(chan struct{}), opened: map[wire.FileOpened]int{}}, tab: table{
 		nodes: map[uint64]*node{}, byKey: map[key]*node{}, handles: map[uint64]*handle{}, devs: map[uint64]*fsInfo{},
 	}}
 	if s.cred, err = newCredPool(credThreads, o.Groups); err != nil {

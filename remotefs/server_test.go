@@ -200,6 +200,7 @@ func TestGrant(t *testing.T) {
 		"copy":        func() error { _, err := c.CopyRange(ctx, root, f.Node, h, 0, f.Node, h, 10, 2); return err },
 		"rename":      func() error { return c.Rename(ctx, root, 1, "c", 1, "r", 0) },
 		"unlink":      func() error { return c.Unlink(ctx, root, 1, "r") },
+		"remove":      func() error { return c.Remove(ctx, root, 1, "f", f.Node, f.Attr) },
 		"rmdir":       func() error { return c.Rmdir(ctx, root, 1, "d") },
 	}
 	if len(changes) != countChanges() {

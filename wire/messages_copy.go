@@ -1,18 +1,22 @@
 package wire
 
-// Files lane, for copying files while they are used (package lazyfs/store). Form and rules are those of messages_files.go; all of them only read.
+// Files lane, for copying files while they are used (package lazyfs/store). Form and rules are those of messages_files.go; all but the last only read.
 const (
 	MsgFileExtents Type = 380 // where a file has data
 	MsgFileSum     Type = 382 // SHA-256 of a range, see remotefs.Digest
 	MsgFileStamps  Type = 384 // attributes of many nodes
 	MsgFilePath    Type = 386 // where a node is
 	MsgFileScan    Type = 388 // a directory, with all that two copies of it are compared by
+	MsgFileWriters Type = 390 // which of some nodes processes of the source can write
+	MsgFileOpens   Type = 392 // what is open
+	MsgFileRemove  Type = 394 // a file that has moved is no longer needed at the source
 )
 
 // Limits of these.
 const (
 	MaxFileExtents = 16 << 10 // in one MsgFileExtents
-	MaxFileStamps  = 8 << 10  // nodes in one MsgFileStamps
+	MaxFileStamps  = 8 << 10  // nodes in one MsgFileStamps or MsgFileWriters
+	MaxFileOpens   = 60 << 10 // nodes in the reply to MsgFileOpens
 	MaxFileSum     = 64 << 20 // bytes in one MsgFileSum
 	MaxFilePath    = 32 << 10 // bytes of a path
 	FileBlock      = 4096     // ranges of MsgFileSum begin and end at multiples of this, or end with the file

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -193,4 +194,66 @@ func TestNoSpace(t *testing.T) {
 	must(t, unix.Mount("", dir, "", unix.MS_REMOUNT, "size=64m"))
 	r.settle()
 	compare(t, "with room", describe(t, r.src), describe(t, r.root))
+}
+
+// TestWriters: who else can write a file keeps it from becoming the target's.
+func TestWriters(t *testing.T) {
+	r := newRig(t)
+	fill(t, r.src, map[string]string{"d/f": "f", "d/g": "g"})
+	r.move(Want{With: []string{"/d"}})
+	var st unix.Stat_t
+	must(t, unix.Stat(r.src+"/d/f", &st))
+	r.say(fmt.Sprint("writable ", st.Ino), nil)
+	if s := r.rested(); len(s.Undecided) != 1 || s.Undecided[0].Path != "/d/f" || !strings.Contains(s.Undecided[0].Reason, "by a test") {
+		t.Errorf("undecided: %v", s.Undecided)
+	}
+	r.say("writable 0", nil)
+	if s := r.rested(); len(s.Undecided) != 0 {
+		t.Errorf("undecided: %v", s.Undecided)
+	}
+}
+
+// TestRemoveSource: what has moved goes from the source, what was changed there since stays.
+func TestRemoveSource(t *testing.T) {
+	r := newRig(t)
+	fill(t, r.src, map[string]string{"d/f": "f", "d/sub/g": "g", "d/l": "->f", "e/x": "x"})
+	must(t, os.Link(r.src+"/d/f", r.src+"/d/f2"))
+	if err := r.try("remove /d", nil); err == nil {
+		t.Error("removed before anything has moved")
+	}
+	r.complete(Want{With: []string{"/d"}})
+	want := describe(t, r.root+"/d")
+	must(t, os.WriteFile(r.src+"/d/sub/g", []byte("another"), 0o644))
+	var gone Removed
+	r.say("remove /d", &gone)
+	if gone.Files != 3 || len(gone.Kept) != 3 { // the file, and the directories that it is in
+		t.Errorf("%+v", gone)
+	}
+	gone = Removed{}
+	r.say("remove /none", &gone)
+	if len(gone.Kept) != 1 {
+		t.Errorf("%+v", gone)
+	}
+	if l := describe(t, r.src+"/d"); len(l) != 3 {
+		t.Errorf("left at the source: %v", l)
+	}
+	if b, err := os.ReadFile(r.src + "/d/sub/g"); string(b) != "another" {
+		t.Errorf("the changed file holds %q, %v", b, err)
+	}
+	compare(t, "copy", want, describe(t, r.root+"/d"))
+}
+
+// TestLater: a store that comes after a daemon's death learns from the source what is open.
+func TestLater(t *testing.T) {
+	r := newRigWith(t, helperConf{Src: t.TempDir(), Dir: t.TempDir(), Own: t.TempDir(), Later: true})
+	fill(t, r.src, map[string]string{"d/f": "contents", "d/w": "w"})
+	f := open(t, r.mnt+"/d/f", unix.O_RDONLY)
+	w := open(t, r.mnt+"/d/w", unix.O_RDWR)
+	must(t, unix.Unlink(r.mnt+"/d/f"))
+	r.complete(Want{})
+	for fd, want := range map[int]string{f: "contents", w: "w"} {
+		if b, err := os.ReadFile(r.local(fd)); string(b) != want {
+			t.Errorf("the copy holds %q, %v", b, err)
+		}
+	}
 }

@@ -41,7 +41,11 @@ func TestMain(m *testing.M) {
 type helperConf struct {
 	Src, Dir, Own string
 	MaxNames      int
+	Later         bool // the store comes after what is open
 }
+
+// writable is the inode of a file that somebody else can write.
+var writable atomic.Uint64
 
 // helper serves a source until its standard input ends. Descriptor 3 is /dev/fuse. A command is a line, its answer a line of JSON.
 func helper(conf string) error {
@@ -54,7 +58,15 @@ func helper(conf string) error {
 	if err != nil {
 		return err
 	}
-	server, err := remotefs.NewServer(remotefs.ServerOptions{Root: root, Log: log})
+	server, err := remotefs.NewServer(remotefs.ServerOptions{Root: root, Log: log, Writers: func(files []remotefs.FileID) (map[remotefs.FileID]string, error) {
+		found := map[remotefs.FileID]string{}
+		for _, f := range files {
+			if f.Ino == writable.Load() {
+				found[f] = "is open for writing by a test"
+			}
+		}
+		return found, nil
+	}})
 	if err != nil {
 		return err
 	}
@@ -76,7 +88,7 @@ func helper(conf string) error {
 	m := &meddler{Remote: client}
 	m.path.Store("")
 	s, err := New(context.Background(), Options{
-		Dir: c.Dir, Own: c.Own, MaxNames: c.MaxNames, Remote: m, Busy: d.Busy, Locals: d.NameLocals, Log: log,
+		Dir: c.Dir, Own: c.Own, MaxNames: c.MaxNames, Later: c.Later, Remote: m, Busy: d.Busy, Locals: d.NameLocals, Log: log,
 	})
 	if err != nil {
 		return err
@@ -99,7 +111,9 @@ func helper(conf string) error {
 		case "grant":
 			server.Grant()
 			err := d.Granted()
-			d.Watch(s)
+			if !c.Later {
+				d.Watch(s)
+			}
 			answer("granted", err)
 		case "move":
 			var w Want
@@ -108,6 +122,14 @@ func helper(conf string) error {
 			answer("moving", err)
 		case "settle":
 			r, err := s.Settle(context.Background())
+			answer(r, err)
+		case "writable":
+			var ino uint64
+			err := json.Unmarshal([]byte(arg), &ino)
+			writable.Store(ino)
+			answer("writable", err)
+		case "remove":
+			r, err := s.RemoveSource(context.Background(), []string{arg})
 			answer(r, err)
 		case "meddle":
 			m.path.Store(arg)

@@ -133,6 +133,12 @@ func (s *Store) decide(ctx context.Context) error {
 }
 
 func (s *Store) listRoot(ctx context.Context) error {
+	if s.o.Later {
+		if err := s.reopened(ctx); err != nil {
+			return err
+		}
+		s.o.Later = false
+	}
 	if err := s.list(ctx, s.root); err != nil {
 		return err
 	}
@@ -553,6 +559,9 @@ func (s *Store) undecided() []Undecided {
 	var u []Undecided
 	for p, why := range s.plan.bad {
 		u = append(u, Undecided{p, why})
+	}
+	for p, who := range s.outside {
+		u = append(u, Undecided{p, who + ": end that process, or migrate both"})
 	}
 	for _, g := range s.plan.waiting {
 		u = append(u, Undecided{cmp.Or(g.path, fmt.Sprintf("node %d, which is in use,", g.node)), comparing})

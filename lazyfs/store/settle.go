@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -58,6 +59,11 @@ func (s *Store) Settle(ctx context.Context) (*Settled, error) {
 		}
 		if i == finalRounds {
 			return nil, fmt.Errorf("settle files: somebody else on the source writes while the tree is stopped: %s", s.restlessNames())
+		}
+	}
+	if s.asked.IsZero() || len(s.outside) > 0 {
+		if err := s.findWriters(ctx); err != nil {
+			return nil, fmt.Errorf("settle files: %w", err)
 		}
 	}
 	if s.o.Locals != nil {
@@ -143,6 +149,11 @@ func (s *Store) rest(ctx context.Context) error {
 	if err := s.compareStamps(ctx, false); err != nil {
 		return err
 	}
+	if time.Since(s.asked) > writersTime {
+		if err := s.findWriters(ctx); err != nil {
+			return err
+		}
+	}
 	return s.sync(false)
 }
 
@@ -193,6 +204,35 @@ func (s *Store) compareStamps(ctx context.Context, stopped bool) error {
 			}
 		}
 		s.mu.Unlock()
+	}
+	return nil
+}
+
+// writersTime is how often it is looked who else can write the files: the source reads its whole /proc for that.
+const writersTime = 10 * time.Second
+
+// findWriters asks who on the source can write what is copied. A change by one of them would be seen, but one that is made just after the stop would
+// be lost, and two that work together on a file no longer would.
+func (s *Store) findWriters(ctx context.Context) error {
+	byNode := map[uint64]*object{}
+	var nodes []uint64
+	s.mu.Lock()
+	for _, o := range s.byNode {
+		if o.in && o.isReg() && !o.declared {
+			byNode[o.node] = o
+			nodes = append(nodes, o.node)
+		}
+	}
+	s.mu.Unlock()
+	found, err := s.o.Remote.Writers(ctx, nodes)
+	if err != nil {
+		return fmt.Errorf("look who else writes: %w", err)
+	}
+	s.outside, s.asked = map[string]string{}, time.Now()
+	for node, who := range found {
+		if o := byNode[node]; o != nil {
+			s.outside[s.path(o)] = who
+		}
 	}
 	return nil
 }

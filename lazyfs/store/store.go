@@ -45,6 +45,9 @@ type Remote interface {
 	Sum(ctx context.Context, node, h uint64, off, n int64) ([wire.FileSumSize]byte, wire.FileAttr, bool, error)
 	Stamps(ctx context.Context, nodes []uint64) ([]remotefs.FileStamp, error)
 	Path(ctx context.Context, node uint64) (string, error)
+	Writers(ctx context.Context, nodes []uint64) (map[uint64]string, error)
+	Opens(ctx context.Context) ([]remotefs.FileOpen, error)
+	Remove(ctx context.Context, who wire.FileCaller, dir uint64, name string, node uint64, a wire.FileAttr) error
 	Scan(ctx context.Context, node uint64, path, after string, contents bool) ([]wire.FileScanned, bool, error)
 }
 
@@ -53,6 +56,7 @@ type Options struct {
 	Dir    string // of the target; the store makes "root" and "shm" in it, and removes what was there unless it is done
 	Own    string // root of the target's own files; empty: "/"
 	Remote Remote
+	Later  bool                                        // a daemon before this one has served the tree: what is open is asked of the source
 	Busy   func() bool                                 // a process waits for an operation: bulk steps back. Nil: never
 	Locals func(dir string) (map[uint64]string, error) // gives the target's own open files a name in dir; inode → name. Nil: there are none
 	// What comes only because of where it lies: so many names and bytes a directory, and all together that nobody names. 0: 20,000 and 1 GB.
@@ -79,6 +83,8 @@ type Store struct {
 	parked  map[*object]struct{}
 	wants   []goal // of all calls of Move
 	locals  map[uint64]string
+	outside map[string]string  // path → who on the source can write it, beside the tree
+	asked   time.Time          // when that was asked
 	byIno   map[uint64]*object // as of Settle
 	bound   map[uint64]string  // inode → path below a directory of the target's own
 	started bool

@@ -1,5 +1,10 @@
 package store
 
+import (
+	"context"
+	"fmt"
+)
+
 // The methods of lazyfs.Watcher. They only mark.
 
 // Opened is one open file or directory more.
@@ -87,4 +92,18 @@ func (s *Store) change(node uint64, fn func(*object)) {
 	o.own = true
 	s.dirty[o] = struct{}{}
 	s.wakeUp()
+}
+
+// reopened marks what the tree has open since before this daemon: all that the source has open for it and its predecessors.
+func (s *Store) reopened(ctx context.Context) error {
+	list, err := s.o.Remote.Opens(ctx)
+	if err != nil {
+		return fmt.Errorf("find what is open: %w", err)
+	}
+	for _, x := range list {
+		for i := range x.All {
+			s.Opened(x.Node, i < x.Write)
+		}
+	}
+	return nil
 }

@@ -1,0 +1,20 @@
+package migrate
+
+import (
+	"github.com/lazymig/lazymig/preflight"
+	"github.com/lazymig/lazymig/remotefs"
+)
+
+// writers finds who else on this host can write files that move.
+func writers(files []remotefs.FileID) (map[remotefs.FileID]string, error) {
+	list := make([]preflight.Inode, len(files))
+	for i, f := range files {
+		list[i] = preflight.Inode(f)
+	}
+	found, err := preflight.Writers(list)
+	all := make(map[remotefs.FileID]string, len(found))
+	for f, who := range found {
+		all[remotefs.FileID(f)] = who
+	}
+	return all, err
+}
