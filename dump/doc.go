@@ -6,7 +6,8 @@
 //	  tree enumerated, moved into a cgroup v2 of its own, the smaps of each process read; the keeper started;
 //	  `criu swrk` started in the tree's namespaces, probed, and held at its pre-dump notification
 //	Freeze
-//	  cgroup.freeze; maps compared with the snapshot (a process whose maps differ is read again, frozen as it is);
+//	  cgroup.freeze (not frozen within 200 ms: thawed, again after 100 ms, up to five times, then the tree runs and the migration
+//	  has failed); maps compared with the snapshot (a process whose maps differ is read again, frozen as it is);
 //	  a copy of each smaps without the private anonymous mappings bound over /proc/PID/smaps; pre-dump answered;
 //	  CRIU seizes, dumps what it sees, freezes again and ends; the binds go; the hidden mappings are put into the images;
 //	  checked: criu ended with 0, cgroup.events says frozen 1, the tasks in the cgroup are those in the images

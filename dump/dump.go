@@ -15,8 +15,9 @@ import (
 	"github.com/lazymig/lazymig/internal/criu"
 )
 
-// freezeLimit is how long the freezer may take. A task that does not freeze in it sits in a system call that cannot be
-// interrupted, such as vfork.
+// A tree that is not frozen in freezeLimit is thawed: some of its tasks stand still, and one is in a system call that cannot be
+// interrupted, such as vfork, or gets no CPU. Both mostly pass, so it is tried freezeTries times before the migration fails; between
+// two tries the tree runs for freezePause. No task stands still for longer than freezeLimit at a time.
 const (
 	freezeLimit = 200 * time.Millisecond
 	freezeTries = 5
