@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/criu"
+	"github.com/lazymig/lazymig/setup"
 )
 
 // HostOptions says where to look on this host. Zero options work.
@@ -223,24 +224,15 @@ func (f *Facts) readCRIU(ctx context.Context, explicit string) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	run := func(args ...string) ([]byte, error) {
-		argv := criu.Argv(path, prefix, args...)
-		cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
-		cmd.WaitDelay = time.Second
-		return cmd.CombinedOutput()
-	}
-	out, err := run("--version")
-	if err != nil {
+	if f.CRIU, err = setup.Version(path); err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(out)) {
-		if v, ok := strings.CutPrefix(strings.TrimSpace(line), "Version: "); ok {
-			f.CRIU = v
-		}
-	}
-	if out, err = run("check"); err != nil {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	argv := criu.Argv(path, prefix, "check")
+	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.WaitDelay = time.Second
+	if out, err := cmd.CombinedOutput(); err != nil {
 		return errors.New("criu check: " + lastLine(out))
 	}
 	return nil

@@ -5,10 +5,9 @@ import (
 	"fmt"
 	"sort"
 	"strings"
-)
 
-// leastCRIU is the first version whose images and behaviour lazymig knows.
-const leastCRIU = "4.2"
+	"github.com/lazymig/lazymig/setup"
+)
 
 // Host says whether this host can be the source or the target of a migration, and names each fallback.
 func Host(ctx context.Context, opt HostOptions) []Finding {
@@ -79,24 +78,12 @@ func (f *Facts) criu(code string) Finding {
 	switch {
 	case f.CRIU == "":
 		return Finding{Code: code, Level: Refuse, What: "no CRIU", Why: strings.TrimSpace(f.CRIUError), Do: install}
-	case !versionAtLeast(f.CRIU, leastCRIU):
-		return Finding{Code: code, Level: Refuse, What: "CRIU " + f.CRIU, Why: "lazymig needs " + leastCRIU, Do: install}
+	case !setup.NewEnough(f.CRIU):
+		return Finding{Code: code, Level: Refuse, What: "CRIU " + f.CRIU, Why: "lazymig needs " + setup.Least, Do: install}
 	case f.CRIUError != "":
 		return Finding{Code: code, Level: Refuse, What: "CRIU " + f.CRIU, Why: f.CRIUError, Do: "see what criu check says"}
 	}
 	return Finding{Code: code, Level: OK, What: "CRIU " + f.CRIU}
-}
-
-func versionAtLeast(v, least string) bool {
-	var a, b [3]int
-	_, _ = fmt.Sscanf(v, "%d.%d.%d", &a[0], &a[1], &a[2])
-	_, _ = fmt.Sscanf(least, "%d.%d.%d", &b[0], &b[1], &b[2])
-	for i := range a {
-		if a[i] != b[i] {
-			return a[i] > b[i]
-		}
-	}
-	return true
 }
 
 // size prints bytes for people.

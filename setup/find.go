@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// minMajor.minMinor is the oldest CRIU that will do.
-const minMajor, minMinor = 4, 2
+// Least is the first version of CRIU whose images and behaviour lazymig knows.
+const Least = "4.2"
 
 // ErrNoCRIU says that no CRIU that is new enough was found.
 var ErrNoCRIU = errors.New("no CRIU ≥ 4.2 found (lazymig setup installs one)")
@@ -81,43 +81,51 @@ func checkout(dir string) string {
 	}
 }
 
-// Version asks a CRIU for its version.
-func Version(criu string) (major, minor int, err error) {
+// Version asks a CRIU for its version, such as "4.2.1".
+func Version(criu string) (string, error) {
 	out, err := exec.Command(criu, "--version").Output()
 	if err != nil {
-		return 0, 0, fmt.Errorf("run %s --version: %w", criu, err)
+		return "", fmt.Errorf("run %s --version: %w", criu, err)
 	}
 	return parseVersion(string(out))
 }
 
 // parseVersion reads "Version: 4.2.1" (and what stands below it).
-func parseVersion(out string) (major, minor int, err error) {
+func parseVersion(out string) (string, error) {
 	for l := range strings.Lines(out) {
 		v, ok := strings.CutPrefix(strings.TrimSpace(l), "Version:")
 		if !ok {
 			continue
 		}
-		parts := strings.SplitN(strings.TrimSpace(v), ".", 3)
-		if major, err = strconv.Atoi(parts[0]); err != nil {
-			return 0, 0, fmt.Errorf("parse CRIU version %q: %w", v, err)
-		}
-		if len(parts) > 1 {
-			if minor, err = strconv.Atoi(parts[1]); err != nil {
-				return 0, 0, fmt.Errorf("parse CRIU version %q: %w", v, err)
+		v = strings.TrimSpace(v)
+		for i, part := range strings.Split(v, ".") {
+			if _, err := strconv.Atoi(part); err != nil && i < 2 {
+				return "", fmt.Errorf("parse CRIU version %q: %w", v, err)
 			}
 		}
-		return major, minor, nil
+		return v, nil
 	}
-	return 0, 0, fmt.Errorf("parse CRIU version: no version in %q", out)
+	return "", fmt.Errorf("parse CRIU version: no version in %q", out)
+}
+
+// NewEnough says whether a version is Least or later.
+func NewEnough(version string) bool {
+	number := func(v string) (major, minor int) {
+		_, _ = fmt.Sscanf(v, "%d.%d", &major, &minor) // what is not there is 0
+		return major, minor
+	}
+	major, minor := number(version)
+	leastMajor, leastMinor := number(Least)
+	return major > leastMajor || major == leastMajor && minor >= leastMinor
 }
 
 func checkVersion(criu string) error {
-	major, minor, err := Version(criu)
+	v, err := Version(criu)
 	if err != nil {
 		return err
 	}
-	if major < minMajor || major == minMajor && minor < minMinor {
-		return fmt.Errorf("%s is version %d.%d: %w", criu, major, minor, ErrNoCRIU)
+	if !NewEnough(v) {
+		return fmt.Errorf("%s is version %s: %w", criu, v, ErrNoCRIU)
 	}
 	return nil
 }

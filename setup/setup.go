@@ -112,7 +112,7 @@ func installCRIU(ctx context.Context, o Options) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if _, _, err := parseVersion(out); err != nil {
+	if _, err := parseVersion(out); err != nil {
 		return "", err
 	}
 	if err := os.RemoveAll(final); err != nil {

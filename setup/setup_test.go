@@ -57,19 +57,19 @@ func TestMachineSource(t *testing.T) {
 	}
 }
 
-func TestParseVersion(t *testing.T) {
-	for in, want := range map[string][2]int{
-		"Version: 4.2.1\nGitID: 0\n": {4, 2},
-		"Version: 3.17.1\n":          {3, 17},
-		"Version: 5\n":               {5, 0},
-	} {
-		major, minor, err := parseVersion(in)
-		if err != nil || [2]int{major, minor} != want {
-			t.Errorf("%q: %d.%d, %v", in, major, minor, err)
+func TestVersion(t *testing.T) {
+	for in, want := range map[string]string{"Version: 4.2.1\nGitID: 0\n": "4.2.1", "Version: 3.17\n": "3.17", "Version: 5\n": "5"} {
+		if v, err := parseVersion(in); err != nil || v != want {
+			t.Errorf("%q: %q, %v", in, v, err)
+		}
+	}
+	for v, want := range map[string]bool{"4.2": true, "4.2.1": true, "4.10": true, "5": true, "4.1.1": false, "3.17.1": false, "4": false, "": false} {
+		if NewEnough(v) != want {
+			t.Errorf("%q is new enough: %v", v, !want)
 		}
 	}
 	for _, in := range []string{"", "hello\n", "Version: x.y\n", "Version: 4.y\n"} {
-		if _, _, err := parseVersion(in); err == nil {
+		if _, err := parseVersion(in); err == nil {
 			t.Errorf("%q: no error", in)
 		}
 	}
@@ -146,7 +146,7 @@ func TestPrefixByAnotherPath(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", q, err, out)
 		}
-		if _, _, err := parseVersion(string(out)); err != nil {
+		if _, err := parseVersion(string(out)); err != nil {
 			t.Errorf("%s: %v", q, err)
 		}
 		// Nothing of the system's may be mixed in: every library that the loader
