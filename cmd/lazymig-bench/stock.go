@@ -102,13 +102,28 @@ func (b *bench) whenReady(ctx context.Context, h *lab.Host, what string, args ..
 	return r, nil
 }
 
+// begin makes both hosts ready and returns what a move of p is measured by.
+func (b *bench) begin(ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
+	return &outcome{resultOn: l.B, pid: p.pid, bytes: uint64(p.mb) << 20}, b.warmCRIU(ctx, l)
+}
+
+// restore runs criu restore to its end.
+func (b *bench) restore(ctx context.Context, h *lab.Host, args ...string) error {
+	r, err := b.start(h, nil, "restore", append(args, "-d", "--manage-cgroups=ignore")...)
+	if err != nil {
+		return err
+	}
+	defer r.p.Close()
+	return r.wait(ctx)
+}
+
 // moveByStock is the recipe of CRIU's manual: dump --lazy-pages serves the pages, lazy-pages fetches, restore --lazy-pages.
 func (b *bench) moveByStock(ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
-	if err := b.warmCRIU(ctx, l); err != nil {
+	o, err := b.begin(ctx, l, p)
+	if err != nil {
 		return nil, err
 	}
 	server := []string{"--address", l.A.Addr, "--port", pagePort}
-	o := &outcome{resultOn: l.B, pid: p.pid, bytes: uint64(p.mb) << 20}
 	dump, err := b.whenReady(ctx, l.A, "dump", append(server, "-t", strconv.Itoa(p.pid), "--lazy-pages", "--manage-cgroups=ignore")...)
 	if err != nil {
 		return nil, err
@@ -123,12 +138,7 @@ func (b *bench) moveByStock(ctx context.Context, l *lab.Lab, p *process) (*outco
 		return nil, err
 	}
 	defer lazy.p.Close()
-	restore, err := b.start(l.B, nil, "restore", "--lazy-pages", "-d", "--manage-cgroups=ignore")
-	if err != nil {
-		return nil, err
-	}
-	defer restore.p.Close()
-	if err := restore.wait(ctx); err != nil {
+	if err := b.restore(ctx, l.B, "--lazy-pages"); err != nil {
 		return nil, err
 	}
 	o.resumed = time.Now()
@@ -141,10 +151,10 @@ func (b *bench) moveByStock(ctx context.Context, l *lab.Lab, p *process) (*outco
 
 // moveByPlain dumps all, copies all, restores all.
 func (b *bench) moveByPlain(ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
-	if err := b.warmCRIU(ctx, l); err != nil {
+	o, err := b.begin(ctx, l, p)
+	if err != nil {
 		return nil, err
 	}
-	o := &outcome{resultOn: l.B, pid: p.pid, bytes: uint64(p.mb) << 20}
 	dump, err := b.start(l.A, nil, "dump", "-t", strconv.Itoa(p.pid), "--manage-cgroups=ignore")
 	if err != nil {
 		return nil, err
@@ -160,12 +170,7 @@ func (b *bench) moveByPlain(ctx context.Context, l *lab.Lab, p *process) (*outco
 	if err := os.RemoveAll(l.A.Path(imagesDir)); err != nil {
 		return nil, err
 	}
-	restore, err := b.start(l.B, nil, "restore", "-d", "--manage-cgroups=ignore")
-	if err != nil {
-		return nil, err
-	}
-	defer restore.p.Close()
-	if err := restore.wait(ctx); err != nil {
+	if err := b.restore(ctx, l.B); err != nil {
 		return nil, err
 	}
 	o.resumed = time.Now()
