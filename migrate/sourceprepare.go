@@ -55,7 +55,7 @@ func groupIDs(pid int) []int32 {
 		if len(f) < 2 || f[0] != "NSpgid:" && f[0] != "NSsid:" {
 			continue
 		}
-		if n, err := strconv.Atoi(f[len(f)-1]); err == nil && n > 0 {
+		if n, err := strconv.ParseInt(f[len(f)-1], 10, 32); err == nil && n > 0 {
 			ids = append(ids, int32(n))
 		}
 	}
