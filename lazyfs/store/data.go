@@ -58,11 +58,18 @@ func (s *Store) visit(ctx context.Context, o *object) error {
 	w := s.take(o)
 	err := s.bringUp(ctx, w)
 	s.giveBack(w)
-	if isGone(err) { // at the source: whoever has its name will see that
-		return nil
+	if err != nil && !isGone(err) { // that the source has it no longer will be seen by whoever has its name
+		err = fmt.Errorf("copy %s: %w", s.path(o), err)
+	} else {
+		err = nil
 	}
-	if err != nil {
-		return fmt.Errorf("copy %s: %w", s.path(o), err)
+	if err != nil && (wire.ErrnoOf(err) == 0 || errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) || errors.Is(err, unix.EROFS) || ctx.Err() != nil) {
+		return err // not because of this file
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o.failed = ""; err != nil {
+		o.failed = err.Error()
 	}
 	return nil
 }
@@ -71,6 +78,14 @@ func (s *Store) bringUp(ctx context.Context, w *work) (err error) {
 	o := w.o
 	if w.attr, err = s.o.Remote.GetAttr(ctx, o.node); err != nil {
 		return err
+	}
+	if o.isDir() && (o.how == howMove || o.how == howExpand) {
+		s.mu.Lock()
+		if o.listed != w.attr.Mtime {
+			o.relist = true
+			s.dirty[o] = struct{}{}
+		}
+		s.mu.Unlock()
 	}
 	if w.fd, err = s.open(o, unix.O_PATH); err != nil {
 		return err

@@ -33,6 +33,10 @@ func (s *Store) list(ctx context.Context, o *object) error {
 }
 
 func (s *Store) readNames(ctx context.Context, o *object) error {
+	a, err := s.o.Remote.GetAttr(ctx, o.node) // before: what is made by others while it is read shows in a later time
+	if err != nil {
+		return fmt.Errorf("list %s: %w", s.path(o), err)
+	}
 	h, err := s.o.Remote.OpenDir(ctx, nobody, o.node)
 	if err != nil {
 		return fmt.Errorf("list %s: %w", s.path(o), err)
@@ -72,7 +76,7 @@ func (s *Store) readNames(ctx context.Context, o *object) error {
 	s.o.Remote.Forget(extra)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o.listing = names
+	o.listing, o.listed = names, a.Mtime
 	return nil
 }
 

@@ -47,6 +47,8 @@ type object struct {
 	// mu
 	listing map[string]*object // names at the source, as far as known; nil: not listed yet
 	relist  bool               // names have changed
+	listed  wire.FileTime      // the directory's mtime when it was listed
+	failed  string             // why it can't be copied
 	look    bool               // attributes have changed
 	bare    bool               // no extended attributes
 	own     bool               // the tree has changed it since it was stamped

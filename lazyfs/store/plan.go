@@ -331,6 +331,13 @@ func (s *Store) resolve(ctx context.Context, up, o *object, name, p string) (boo
 			o.survey = m
 		}
 	}
+	if s.own(p) == s.skip() { // lazymig's own records are no part of the tree's files
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.setLocked(o, howBind)
+		s.plan.changed[up] = struct{}{}
+		return true, nil
+	}
 	m, err := s.surveyed(ctx, o, p)
 	if err != nil || m == nil {
 		return false, err
@@ -340,7 +347,7 @@ func (s *Store) resolve(ctx context.Context, up, o *object, name, p string) (boo
 	var st unix.Stat_t
 	ours := unix.Lstat(s.own(p), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
 	switch {
-	case m.equal && ours && st.Mode == o.attr.Mode && st.Uid == o.attr.UID && st.Gid == o.attr.GID && utf8.ValidString(p):
+	case m.equal && m.names > 0 && ours && st.Mode == o.attr.Mode && st.Uid == o.attr.UID && st.Gid == o.attr.GID && utf8.ValidString(p):
 		o.from = s.own(p)
 		s.setLocked(o, howBind)
 	case s.small(m) && s.room(m.names, m.bytes):
@@ -559,6 +566,17 @@ func (s *Store) undecided() []Undecided {
 	var u []Undecided
 	for p, why := range s.plan.bad {
 		u = append(u, Undecided{p, why})
+	}
+	var failed []*object
+	s.mu.Lock()
+	for o := range s.dirty {
+		if o.in && o.failed != "" {
+			failed = append(failed, o)
+		}
+	}
+	s.mu.Unlock()
+	for _, o := range failed {
+		u = append(u, Undecided{s.path(o), "can't be copied: " + o.failed})
 	}
 	for p, who := range s.outside {
 		u = append(u, Undecided{p, who + ": end that process, or migrate both"})

@@ -157,3 +157,45 @@ func TestPlan(t *testing.T) {
 		t.Errorf("the target's own file holds %q, %v", b, err)
 	}
 }
+
+// TestPlanOwnRecords: lazymig's directory, which is another on each host, does not keep what it lies in from being the same.
+func TestPlanOwnRecords(t *testing.T) {
+	own := t.TempDir()
+	dir := own + "/var/lib/lazymig/ID.target"
+	must(t, os.MkdirAll(dir, 0o755))
+	r := newRigWith(t, helperConf{Src: t.TempDir(), Dir: dir, Own: own})
+	fill(t, r.src, map[string]string{"var/lib/x": "x", "var/lib/lazymig/ID.source/record": "r", "srv/": "", "tmp/d/": ""})
+	fill(t, r.own, map[string]string{"var/lib/x": "x", "srv/": "", "tmp/d/": ""})
+	r.move(Want{})
+	s := r.rested()
+	if got, want := s.summary(r.own), "bind /tmp bind /var"; got != want { // an empty directory of the target's is nobody's business
+		t.Errorf("plan is %q, not %q: %v", got, want, s.Undecided)
+	}
+	must(t, os.WriteFile(r.mnt+"/var/lib/y", nil, 0o644))
+	s = r.rested()
+	if got, want := s.summary(r.own), "bind /tmp"; got != want {
+		t.Errorf("plan is %q, not %q: %v", got, want, s.Undecided)
+	}
+	compare(t, "var", describe(t, r.src+"/var/lib/x"), describe(t, r.root+"/var/lib/x"))
+}
+
+// TestKernelFiles: what is a window into the source's kernel is no file; it is told, and in nobody's way.
+func TestKernelFiles(t *testing.T) {
+	r := newRig(t)
+	fill(t, r.src, map[string]string{"jail/proc/": "", "jail/f": "f", "jail/ns": ""})
+	must(t, unix.Mount("proc", r.src+"/jail/proc", "proc", 0, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(r.src+"/jail/proc", unix.MNT_DETACH)) })
+	must(t, unix.Mount("/proc/self/ns/uts", r.src+"/jail/ns", "", unix.MS_BIND, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(r.src+"/jail/ns", unix.MNT_DETACH)) })
+	r.move(Want{With: []string{"/jail"}})
+	s := r.rested()
+	if len(s.Undecided) != 1 || s.Undecided[0].Path != "/jail/ns" {
+		t.Errorf("undecided: %v", s.Undecided)
+	}
+	if l, err := os.ReadDir(r.root + "/jail/proc"); err != nil || len(l) > 0 {
+		t.Errorf("of proc there is %v, %v", l, err)
+	}
+	if b, err := os.ReadFile(r.root + "/jail/f"); string(b) != "f" {
+		t.Errorf("the file beside holds %q, %v", b, err)
+	}
+}

@@ -118,7 +118,7 @@ func (s *Store) restless() bool {
 		return true
 	}
 	for o := range s.dirty {
-		if o.in && o.dirtyLocked() {
+		if o.in && o.dirtyLocked() && o.failed == "" {
 			return true
 		}
 	}

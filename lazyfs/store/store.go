@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -139,11 +140,14 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	s.plan.init()
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	root := filepath.Join(o.Dir, "root")
+	if err := unmounted(root); err != nil {
+		return nil, fmt.Errorf("make store: %w", err)
+	}
 	if err := os.RemoveAll(root); err != nil { // of a daemon that has ended: begun anew
 		return nil, fmt.Errorf("make store: %w", err)
 	}
 	hidden := filepath.Join(root, hiddenDir)
-	if err := os.MkdirAll(hidden, 0o700); err != nil {
+	if err := os.MkdirAll(hidden, 0o711); err != nil { // the tree's users must come through, until there is nothing in it
 		return nil, fmt.Errorf("make store: %w", err)
 	}
 	fd, err := unix.Open(root, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -162,6 +166,20 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	s.byNode[wire.FileRootNode] = s.root
 	s.dirty[s.root] = struct{}{}
 	return s, nil
+}
+
+// unmounted checks that nothing is mounted below a directory which is to be removed.
+func unmounted(dir string) error {
+	b, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return fmt.Errorf("read mounts: %w", err)
+	}
+	for l := range strings.Lines(string(b)) {
+		if f := strings.Fields(l); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			return fmt.Errorf("%s is mounted in what is to be removed: unmount it", f[4])
+		}
+	}
+	return nil
 }
 
 // Close ends copying; what is there stays.
@@ -270,7 +288,7 @@ const (
 func (s *Store) nearlyLocked() bool {
 	files, bytes := 0, int64(0)
 	for o := range s.dirty {
-		if o.in && o.dirtyLocked() {
+		if o.in && o.dirtyLocked() && o.failed == "" {
 			files++
 			bytes += o.data.size(int64(o.attr.Size)) + o.check.size(int64(o.attr.Size))
 		}
@@ -371,7 +389,7 @@ func (s *Store) opensOf(o *object) int {
 	return 0
 }
 
-const atOnce = 16 // files that are copied at a time
+const atOnce = 32 // files that are copied at a time
 
 // each runs fn for all of list, some at a time, and gives the first error.
 func (s *Store) each(ctx context.Context, list []*object, fn func(context.Context, *object) error) error {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
@@ -32,6 +33,9 @@ type summary struct {
 func (s *Store) small(m *summary) bool {
 	return !m.more && m.names <= s.o.MaxNames && m.bytes <= s.o.MaxBytes
 }
+
+// skip is the directory of lazymig's own records, of this host. What the source has there is the same for it.
+func (s *Store) skip() string { return filepath.Dir(s.o.Dir) }
 
 // own is where the target's own file of a path is.
 func (s *Store) own(p string) string { return filepath.Join(s.o.Own, p) }
@@ -111,9 +115,16 @@ func (v *survey) dir(ctx context.Context, rel string, in *missing) *summary {
 			in = &missing{}
 		}
 	}
+	if filepath.Join(v.base, rel) == v.s.skip() { // each host's own
+		return m
+	}
 	theirs, err := v.scan(ctx, rel, false)
 	if isGone(err) { // removed meanwhile
 		m.equal = false
+		return m
+	}
+	if errors.Is(err, unix.EACCES) { // a window into the source's kernel
+		differs("what is in it is not served")
 		return m
 	}
 	if err != nil {
@@ -125,6 +136,10 @@ func (v *survey) dir(ctx context.Context, rel string, in *missing) *summary {
 		if local, err = readOurs(dir, nil); err != nil {
 			v.stop(fmt.Errorf("compare %s: %w", path.Join(v.base, rel), err))
 			return m
+		}
+		if skip := v.s.skip(); path.Dir(skip) == filepath.Join(v.base, rel) {
+			theirs = slices.DeleteFunc(theirs, func(x wire.FileScanned) bool { return x.Name == path.Base(skip) })
+			delete(local, path.Base(skip))
 		}
 		if len(local) != len(theirs) {
 			differs("%d names, %d on the target", len(theirs), len(local))
