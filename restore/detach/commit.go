@@ -21,6 +21,9 @@ func (w *switching) commit(p *process) error {
 		size := m.end - m.start
 		add("map "+m.path, sysCall(unix.SYS_MREMAP, m.at, size, size, unix.MREMAP_MAYMOVE|unix.MREMAP_FIXED, m.start))
 	}
+	for _, it := range p.epolls { // the old ones may live a moment longer than their numbers
+		add(fmt.Sprintf("epoll of descriptor %d", it.fd), sysCall(unix.SYS_EPOLL_CTL, uint64(it.epoll), unix.EPOLL_CTL_DEL, uint64(it.fd), 0))
+	}
 	for _, d := range p.fds {
 		cloexec := 0
 		if d.cloexec {

@@ -93,8 +93,9 @@ type injected struct {
 	mask  uint64
 	gate  uint64 // a syscall instruction
 	code  uint64
-	table uint64 // and data behind it
-	slow  bool   // SIGTRAP is ignored: int3 would make that SIG_DFL (kernel/signal.c, force_sig_info_to_task)
+	table uint64          // and data behind it
+	sched *unix.SchedAttr // nil: it was not changed
+	slow  bool            // SIGTRAP is ignored: int3 would make that SIG_DFL (kernel/signal.c, force_sig_info_to_task)
 }
 
 // inject prepares a stopped thread for run.
@@ -133,6 +134,7 @@ func (j *injected) begin() (err error) {
 		return fmt.Errorf("set signal mask: %w", err)
 	}
 	j.t.inj = j // from here on it has to leave
+	j.hurry()
 	anon := uint64(unix.MAP_PRIVATE | unix.MAP_ANONYMOUS)
 	none := ^uint64(0)
 	table, err := j.one(unix.SYS_MMAP, 0, tableSize+dataSize, unix.PROT_READ|unix.PROT_WRITE, anon, none, 0)
@@ -366,11 +368,29 @@ func (j *injected) inChild(flags uint64, c call) (int64, error) {
 	return int64(binary.NativeEndian.Uint64(b[56:])), nil
 }
 
+// hurry puts the thread before all ordinary ones: the whole tree waits for it. Without the right to do so it takes its turn.
+func (j *injected) hurry() {
+	was, err := unix.SchedGetAttr(j.t.tid, 0)
+	if err != nil || was.Policy != unix.SCHED_NORMAL {
+		return
+	}
+	if unix.SchedSetAttr(j.t.tid, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_FIFO, Priority: 1}, 0) == nil {
+		was.Size = unix.SizeofSchedAttr
+		was.Flags &= unix.SCHED_FLAG_RESET_ON_FORK
+		j.sched = was
+	}
+}
+
 // leave takes code and table away and gives the thread its registers and signals back; it still stands.
 func (j *injected) leave() error {
 	defer j.close()
 	t := j.t
 	t.inj = nil
+	if j.sched != nil {
+		if err := unix.SchedSetAttr(t.tid, j.sched, 0); err != nil {
+			return fmt.Errorf("give thread %d its priority back: %w", t.tid, err)
+		}
+	}
 	for _, m := range []struct{ addr, size uint64 }{{j.code, codeSize}, {j.table, tableSize + dataSize}} {
 		if m.addr != 0 {
 			if _, err := j.one(unix.SYS_MUNMAP, m.addr, m.size); err != nil {

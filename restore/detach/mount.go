@@ -1,8 +1,10 @@
 package detach
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -147,41 +149,76 @@ func (m *mounts) attach(l Local, binds []int, dev uint64, move []string, shm boo
 			}
 			return unix.Unmount(".", unix.MNT_DETACH)
 		})
-		for i, b := range l.Binds {
-			if err := moveMount(binds[i], "", m.root, below(b.Path)); err != nil {
-				return fmt.Errorf("bind %s at %s: %w", b.Target, b.Path, err)
-			}
+		late := func(p string) bool { // it lies in something that is moved
+			return slices.ContainsFunc(move, func(dir string) bool { return strings.HasPrefix(p, dir+"/") })
 		}
-		newShm := -1
-		if shm {
-			if newShm, err = unix.OpenTree(m.root, below(shmPath), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC); err != nil {
-				return fmt.Errorf("take new /dev/shm as a mount: %w", err)
+		bind := func(lateOnes bool) error {
+			for i, b := range l.Binds {
+				if late(b.Path) != lateOnes {
+					continue
+				}
+				if err := moveMount(binds[i], "", m.root, below(b.Path)); err != nil {
+					return fmt.Errorf("bind %s at %s: %w", b.Target, b.Path, err)
+				}
+				if lateOnes {
+					m.undo = append(m.undo, func() error {
+						if err := unix.Fchdir(m.root); err != nil {
+							return err
+						}
+						return unix.Unmount(below(b.Path), unix.MNT_DETACH)
+					})
+				}
 			}
-			defer unix.Close(newShm)
+			return nil
+		}
+		if err := bind(false); err != nil {
+			return err
+		}
+		if shm && !slices.ContainsFunc(l.Binds, func(b Bind) bool { return b.Path == shmPath }) {
+			fd, err := m.newShm()
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			l.Binds, binds = append(slices.Clone(l.Binds), Bind{Path: shmPath, Target: "the tree's own"}), append(slices.Clone(binds), fd)
 		}
 		for _, p := range move {
 			if err := m.move(unix.AT_FDCWD, p, m.root, below(p)); err != nil {
 				return fmt.Errorf("move mount %s: %w", p, err)
 			}
 		}
-		if !shm {
-			return nil
-		}
-		// What is bound at /dev/shm goes back below the old root, and away with it.
-		if err := m.move(m.root, below(shmPath), unix.AT_FDCWD, shmPath); err != nil {
-			return fmt.Errorf("move mount %s: %w", shmPath, err)
-		}
-		if err := moveMount(newShm, "", m.root, below(shmPath)); err != nil {
-			return fmt.Errorf("mount %s: %w", shmPath, err)
-		}
-		m.undo = append(m.undo, func() error {
-			if err := unix.Fchdir(m.root); err != nil {
-				return err
+		if shm { // What is bound there goes back below the old root, and away with it.
+			if err := m.move(m.root, below(shmPath), unix.AT_FDCWD, shmPath); err != nil {
+				return fmt.Errorf("move mount %s: %w", shmPath, err)
 			}
-			return unix.Unmount(below(shmPath), unix.MNT_DETACH)
-		})
-		return nil
+		}
+		return bind(true)
 	})
+}
+
+// newShm makes what is mounted at /dev/shm: the new root's, or else memory.
+func (m *mounts) newShm() (int, error) {
+	fd, err := unix.OpenTree(m.root, below(shmPath), unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if !errors.Is(err, unix.ENOENT) {
+		if err != nil {
+			return -1, fmt.Errorf("take new /dev/shm as a mount: %w", err)
+		}
+		return fd, nil
+	}
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("make /dev/shm: %w", err)
+	}
+	defer unix.Close(fs)
+	if err = unix.FsconfigSetString(fs, "mode", "1777"); err == nil {
+		if err = unix.FsconfigCreate(fs); err == nil {
+			fd, err = unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+		}
+	}
+	if err != nil {
+		return -1, fmt.Errorf("make /dev/shm: %w", err)
+	}
+	return fd, nil
 }
 
 func below(p string) string { return strings.TrimPrefix(p, "/") }

@@ -69,6 +69,7 @@ func (s *stopped) stopAll(list func() ([]int, error)) error {
 // stopped is the tree, stopped.
 type stopped struct {
 	known map[int]bool
+	later []*os.File // to be closed when the tree runs again
 	tasks []*task
 }
 

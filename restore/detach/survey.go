@@ -72,6 +72,7 @@ type process struct {
 // survey is all that has to be moved.
 type survey struct {
 	dev       uint64
+	root      uint64 // inode of the tree's root
 	processes []*process
 	descs     []*description
 	byFile    map[descKey][]*description // those that may be the same
@@ -110,6 +111,7 @@ func look(o *Options, tasks []*task, flags flagCache) (*survey, error) {
 	if err := unix.Stat(fmt.Sprintf("/proc/%d/root", o.MountNS), &rootStat); err != nil {
 		return nil, fmt.Errorf("find root of the tree: %w", err)
 	}
+	s.root = rootStat.Ino
 	leaders := map[int]*process{}
 	for _, t := range tasks {
 		if t.dead {

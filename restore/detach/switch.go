@@ -63,6 +63,9 @@ func Switch(ctx context.Context, o Options) (Report, error) {
 		err = &Broken{errors.Join(err, rerr)}
 	}
 	rep.StopMS = ms(time.Since(began))
+	for _, f := range o.stopped.later {
+		f.Close()
+	}
 	return rep, err
 }
 
@@ -143,6 +146,10 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Repor
 	if err != nil {
 		return fmt.Errorf("settle files: %w", err)
 	}
+	if local.Files == nil {
+		local.Files = map[uint64]string{}
+	}
+	local.Files[s.root] = "/"
 	m, binds, err := newMounts(local, o.MountNS)
 	if err != nil {
 		return err

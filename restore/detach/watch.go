@@ -93,6 +93,13 @@ const mostWatches = 1 << 16
 
 // makeInotify makes a fresh instance with the same numbers for the local files.
 func (w *switching) makeInotify(d *description) (*os.File, error) {
+	// The last close of an instance waits until nobody can look at its watches any more (fsnotify_wait_marks_destroyed), 20 ms: not while
+	// the tree is stopped.
+	old, err := copyOf(d.pid, d.fd)
+	if err != nil {
+		return nil, err
+	}
+	w.o.stopped.later = append(w.o.stopped.later, old)
 	flags := 0
 	if d.info.flags&unix.O_NONBLOCK != 0 {
 		flags = unix.IN_NONBLOCK
