@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -269,6 +270,9 @@ type migration struct {
 func (r *rig) begin(from, to *lab.Host, pid int, args ...string) *migration {
 	r.t.Helper()
 	args = append([]string{"migrate", "--json", "--pid", strconv.Itoa(pid), "--to", to.Addr + ":" + agentPort, "--tls-dir", r.keys}, args...)
+	if !slices.Contains(args, "--until") {
+		args = append(args, "--until", "drained")
+	}
 	g := &migration{r: r, cmd: from.Command(r.ctx, r.lazymig, args...)}
 	g.cmd.Env = append(lab.Env(), r.sourceEnv...)
 	g.cmd.Stdout, g.cmd.Stderr = &g.out, &g.errOut

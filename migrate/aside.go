@@ -108,6 +108,8 @@ func (t *Target) attend(done <-chan error, events <-chan restore.Event, stop <-c
 			return errors.New("the agent ends while the tree runs; it goes on, and waits for pages and files that are not here")
 		case f, ok := <-t.frames():
 			t.ranFrame(f, ok)
+		case r := <-t.detachEnds():
+			t.detachEnded(r)
 		case s := <-t.sessions:
 			t.adopt(s)
 			t.greet(s)
@@ -131,6 +133,11 @@ func (t *Target) frames() chan frame {
 // ranFrame handles what came from frames after the grant.
 func (t *Target) ranFrame(f frame, ok bool) {
 	if !ok {
+		if t.detached != nil {
+			t.log.Info("source has ended")
+			t.adopt(nil)
+			return
+		}
 		t.log.Warn("source is lost; the tree goes on with what is here and waits for the rest", "err", t.cur.err)
 		t.adopt(nil)
 		return

@@ -9,6 +9,7 @@
 //	granted    the grant is on disk, MsgGrant              the grant is on disk, lets go: MsgResumed
 //	drain      serves pages and files                      faults first, then the rest
 //	drained    kills the frozen tree, keeps descriptors    all memory is here: MsgDrained
+//	detached   ends                                        the tree lives on local files, a bare init is its PID 1: MsgDetached
 //	ended      nothing is served any more                  the tree has ended; nothing is left
 //	aborted    the tree runs as before                     nothing is left
 //

@@ -4,7 +4,7 @@ import "time"
 
 // Event is what a migration tells its viewers: one JSON object a line with --json.
 type Event struct {
-	Event string    `json:"event"` // prepared, notice, frozen, resumed, progress, drained, done, failed, exited
+	Event string    `json:"event"` // prepared, notice, frozen, resumed, progress, drained, done, failed, exited, detached, stays
 	Time  time.Time `json:"time"`
 	ID    string    `json:"id"`
 
@@ -28,6 +28,14 @@ type Event struct {
 	FileTrips   uint64  `json:"file_trips,omitempty"`      // round trips for files that the restore waited for, one after the other at worst
 	PageTrips   uint64  `json:"page_trips,omitempty"`      // the same for pages
 	TCPClosed   int     `json:"tcp_closed,omitempty"`
+
+	StopMS      float64  `json:"stop_ms,omitempty"` // detached: what follows, too
+	SettleMS    float64  `json:"settle_ms,omitempty"`
+	Descriptors int      `json:"descriptors,omitempty"`
+	Mappings    int      `json:"mappings,omitempty"`
+	FilesMoved  int      `json:"files_moved,omitempty"`
+	FileBytes   int64    `json:"file_bytes,omitempty"`
+	Stays       []string `json:"stays,omitempty"` // why the tree is not detached
 
 	Stage       string `json:"stage,omitempty"` // failed
 	Error       string `json:"error,omitempty"`

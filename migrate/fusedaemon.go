@@ -369,7 +369,7 @@ func (p *fuseProcess) handle(m fuseMsg, files []*os.File) (err error) {
 		p.wg.Go(p.granted)
 		return nil
 	case m.Op == "store" && m.Store != nil && p.daemon != nil:
-		s, err := p.startStore()
+		s, err := p.startStore(m.Store.Want)
 		if err != nil {
 			return p.sock.Send(encode(fuseMsg{Op: "store", Store: &storeMsg{Number: m.Store.Number, Error: err.Error()}}))
 		}

@@ -193,7 +193,7 @@ func doStore(ctx context.Context, s *store.Store, q storeMsg) (any, error) {
 }
 
 // startStore makes the store on the first question about it.
-func (p *fuseProcess) startStore() (*store.Store, error) {
+func (p *fuseProcess) startStore(w *store.Want) (*store.Store, error) {
 	if p.store != nil {
 		return p.store, nil
 	}
@@ -207,6 +207,9 @@ func (p *fuseProcess) startStore() (*store.Store, error) {
 		return nil, err
 	}
 	p.store = s
+	if w != nil {
+		s.Move(*w) // before it hears of what is open: what is declared to be local is so from the beginning
+	}
 	p.daemon.Watch(s)
 	return s, nil
 }

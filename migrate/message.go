@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -24,6 +26,7 @@ const (
 	maxNote       = 4096
 	maxLanes      = 16
 	maxCPUs       = 1 << 16
+	maxPaths      = 1000
 )
 
 const maxDatagrams = 64 // names of sockets, in a prepareMsg
@@ -41,6 +44,10 @@ type prepareMsg struct {
 	Datagrams []string `json:"datagrams,omitempty"` // names of sockets outside that it sends to
 	Stdio     string   `json:"stdio,omitempty"`     // where standard streams go, if the tree has any whose other end stays
 
+	Until string   `json:"until,omitempty"`
+	With  []string `json:"with,omitempty"`  // paths whose trees come along
+	Local []string `json:"local,omitempty"` // directories that are the target's own
+
 	Token wire.Token `json:"token"`
 }
 
@@ -52,6 +59,14 @@ func (m *prepareMsg) check() error {
 	}
 	if len(m.Stdio) > unix.PathMax {
 		return fmt.Errorf("a path of %d bytes", len(m.Stdio))
+	}
+	if len(m.With)+len(m.Local) > maxPaths || len(m.Until) > maxWord {
+		return fmt.Errorf("%d paths, until %q", len(m.With)+len(m.Local), m.Until)
+	}
+	for _, p := range slices.Concat(m.With, m.Local) {
+		if len(p) > unix.PathMax || !strings.HasPrefix(p, "/") {
+			return errors.New("a path that is not absolute, or too long")
+		}
 	}
 	if len(m.PIDs) == 0 || len(m.PIDs) > maxThreads {
 		return fmt.Errorf("a tree of %d threads", len(m.PIDs))

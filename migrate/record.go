@@ -296,6 +296,10 @@ func Forget(stateDir string, id wire.ID) error {
 		if s := k.Last().State; !s.Final() {
 			return fmt.Errorf("forget migration %v: it is in state %q and not over (%s)", id, s, k.Dir)
 		}
+		root := filepath.Join(k.Dir, "root") // of a tree that lives there, or has left its files there
+		if ents, err := os.ReadDir(root); err == nil && len(ents) > 0 {
+			return fmt.Errorf("forget migration %v: the files of the tree are in %s; when it has ended and they are not needed any more, remove them first", id, root)
+		}
 		if err := errors.Join(os.RemoveAll(k.Dir), os.RemoveAll(LogPath(stateDir, id))); err != nil {
 			return fmt.Errorf("forget migration %v: %w", id, err)
 		}

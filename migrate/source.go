@@ -28,6 +28,10 @@ type SourceOptions struct {
 	AcceptLoss bool    `json:"accept_loss"`
 	Stdio      string  `json:"stdio"` // StdioRelay (also if empty), StdioJournal, StdioNull, or a path on the target
 	Exe        string  `json:"exe"`
+
+	Until string   `json:"until,omitempty"` // UntilDrained if empty
+	With  []string `json:"with,omitempty"`
+	Local []string `json:"local,omitempty"`
 }
 
 const (
@@ -70,6 +74,7 @@ type Source struct {
 	result *dump.Result
 	clock  clockOffset
 	times  Event // figures for done
+	stayed bool  // the target has said that the tree stays drained
 	grant  time.Time
 
 	mu    sync.Mutex // guards what Status and Abort look at

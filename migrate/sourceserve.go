@@ -156,6 +156,19 @@ func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
 			return false, nil
 		}
 		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US})
+	case wire.MsgStays:
+		var m staysMsg
+		if err := decode(f.p, &m); err != nil {
+			return false, err
+		}
+		s.stays(m)
+	case wire.MsgDetached:
+		var m detachedMsg
+		if err := decode(f.p, &m); err != nil {
+			return false, err
+		}
+		s.detached(m)
+		return true, nil
 	case wire.MsgExited:
 		var m exitedMsg
 		if err := decode(f.p, &m); err != nil {
@@ -176,6 +189,12 @@ func (s *Source) compareStates(m stateMsg) (bool, error) {
 	switch m.State {
 	case Asked, Granted, Resumed, Drained:
 		return false, nil
+	case Detached:
+		if m.Note == "" { // it says more at once
+			return false, nil
+		}
+		s.detached(detachedMsg{})
+		return true, nil
 	case Ended:
 		s.exited(exitedMsg{Status: -1})
 		return true, nil
@@ -234,8 +253,40 @@ func (s *Source) drained(m progressMsg) {
 	e := s.times
 	e.Event = "drained"
 	s.event(e)
+	if s.opt.Until != UntilDetached {
+		e.Event = "done"
+		s.event(e)
+	}
+}
+
+// stays: the tree stays drained.
+func (s *Source) stays(m staysMsg) {
+	if s.stayed {
+		return // said again
+	}
+	s.stayed = true
+	e := s.times
+	e.Event, e.Stays = "stays", m.Reasons
+	s.event(e)
 	e.Event = "done"
 	s.event(e)
+}
+
+// detached: nothing is served any more.
+func (s *Source) detached(m detachedMsg) {
+	if err := s.dump.KillTree(); err != nil {
+		s.notice("the frozen tree could not be killed: %v", err)
+	}
+	s.note(Detached, "")
+	_ = s.sess.send(wire.MsgEnd, nil) // the target does not wait for it
+	s.times.StopMS, s.times.SettleMS, s.times.Descriptors, s.times.Mappings = m.StopMS, m.SettleMS, m.Descriptors, m.Mappings
+	s.times.FilesMoved, s.times.FileBytes = m.Files, m.Bytes
+	e := s.times
+	e.Event = "detached"
+	s.event(e)
+	e.Event = "done"
+	s.event(e)
+	s.log.Info("tree is detached", "audit", true, "to", s.opt.To, "pid", s.opt.PID)
 }
 
 func (s *Source) exited(m exitedMsg) {

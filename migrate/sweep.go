@@ -22,7 +22,10 @@ func (a *Agent) sweep(ctx context.Context) {
 		}
 		left := 0
 		for _, k := range all {
-			if k.Last().Side == SideTarget && a.target(k.ID) == nil && !sweepOne(k, a.opt.Log).Final() {
+			if k.Last().Side != SideTarget || a.target(k.ID) != nil {
+				continue
+			}
+			if st := sweepOne(k, a.opt.Log); !st.Final() || st == Detached {
 				left++
 			}
 		}
@@ -40,7 +43,7 @@ func (a *Agent) sweep(ctx context.Context) {
 // sweepOne does that for one migration that this agent does not run, and returns where it stands.
 func sweepOne(k Known, log *slog.Logger) State {
 	last := k.Last()
-	if last.Side != SideTarget || last.State.Final() {
+	if last.Side != SideTarget || last.State.Final() && last.State != Detached {
 		return last.State
 	}
 	if err := restore.Sweep(k.ID); err != nil { // something lives there still

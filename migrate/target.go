@@ -45,6 +45,10 @@ type Target struct {
 	drained   *progressMsg
 	exited    *exitedMsg
 
+	detach   *detaching // nil before drained
+	detached *detachedMsg
+	stays    *staysMsg
+
 	mu    sync.Mutex // guards what giveLane, reconnect and State look at
 	state State
 }

@@ -132,6 +132,7 @@ func tmpfsDir(id wire.ID) (string, error) {
 
 // cleanup leaves nothing behind but the record.
 func (t *Target) cleanup() error {
+	t.stopDetach()
 	if t.keep {
 		return nil
 	}

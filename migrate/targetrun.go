@@ -85,6 +85,12 @@ func (t *Target) greet(s *session) {
 	if err == nil && t.drained != nil {
 		err = s.send(wire.MsgDrained, t.drained)
 	}
+	if err == nil && t.stays != nil {
+		err = s.send(wire.MsgStays, t.stays)
+	}
+	if err == nil && t.detached != nil {
+		err = s.send(wire.MsgDetached, t.detached)
+	}
 	if err == nil && t.told {
 		err = s.send(wire.MsgExited, t.exited)
 	}
@@ -104,6 +110,9 @@ func (t *Target) whileRunning() error {
 	t.stdio.start()
 	t.tell(wire.MsgResumed, t.resumed)
 	park(t.log, "drain")
+	if t.State() == Drained {
+		t.startDetach() // which an agent before this one has not come to
+	}
 	if err := t.capsule.StartDrain(); err != nil {
 		t.log.Error("start drain", "err", err)
 	}
@@ -131,6 +140,7 @@ func (t *Target) event(e restore.Event) {
 		}
 		t.log.Info("drained", "faults", e.Stats.Faults, "bytes", e.Stats.BytesCopied)
 		t.tell(wire.MsgDrained, m)
+		t.startDetach()
 	case restore.EventProblem:
 		t.log.Error("capsule", "problem", e.Text)
 	case restore.EventExited:

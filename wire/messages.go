@@ -33,6 +33,8 @@ const (
 	MsgStream    Type = 118 // both: bytes of a standard stream; binary, as the two below (see package migrate)
 	MsgStreamAck Type = 119 // both: so many bytes have been passed on
 	MsgStreamEnd Type = 120 // both: no more bytes come, or are wanted
+	MsgDetached  Type = 121 // target: the tree needs nothing of the source any more
+	MsgStays     Type = 122 // target: the tree stays with its forwarded files, and why
 	MsgCheck     Type = 113 // what can the target do?
 	MsgCheckAns  Type = 114
 )

@@ -21,7 +21,7 @@ const agentPort = "7070"
 
 // moveByLazymig runs the very command of a user.
 func (b *bench) moveByLazymig(ctx context.Context, l *lab.Lab, p *process) (_ *outcome, err error) {
-	agent := l.B.Command(ctx, b.lazymig, "agent", "--listen", l.B.Addr+":"+agentPort, "--tls-dir", b.keys)
+	agent := l.B.Command(ctx, b.lazymig, "agent", "--listen", l.B.Addr+":"+agentPort, "--tls-dir", b.keys, "--until", "drained")
 	var agentLog bytes.Buffer
 	agent.Stderr = &agentLog
 	said, err := agent.StdoutPipe()

@@ -144,7 +144,7 @@ func (s *show) moved(ctx context.Context) error {
 			_ = client.Wait() // killed
 		}
 	}()
-	args := []string{"migrate", "--pid", strconv.Itoa(redis.Pid), "--to", b.Addr + ":" + agentPort, "--tls-dir", s.keys}
+	args := []string{"migrate", "--pid", strconv.Itoa(redis.Pid), "--to", b.Addr + ":" + agentPort, "--until", "drained", "--tls-dir", s.keys}
 	fmt.Printf("\nA# lazymig %s\n", strings.Join(args[:len(args)-2], " "))
 	mig := a.Command(ctx, s.lazymig, args...)
 	mig.Stdout, mig.Stderr = os.Stdout, os.Stderr

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -22,7 +24,9 @@ func migrateCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.IntFlag{Name: "pid", Usage: "root of the tree"},
 			&cli.StringFlag{Name: "to", Usage: "agent's `ADDR:PORT`"},
-			&cli.StringFlag{Name: "until", Value: "drained", Usage: "return when `resumed` (it runs there) or drained (all memory is there)"},
+			&cli.StringFlag{Name: "until", Value: migrate.UntilDetached, Usage: "how far: `resumed` (it runs there), drained (all memory is there) or detached (its files, too, and nothing of lazymig is left; if that can't be it stays drained, which is an error only if detached was asked for)"},
+			&cli.StringSliceFlag{Name: "with", Usage: "a `PATH` that comes along with all that is in it, used or not (repeatable)"},
+			&cli.StringSliceFlag{Name: "local", Usage: "a directory `PATH` that is the target's own there (repeatable)"},
 			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "where standard streams go that others hold too: `relay` (to where they went, by the source), journal (the target's), null, or a file on the target"},
 			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
@@ -37,8 +41,13 @@ func doMigrate(c *cli.Context) error {
 		return err
 	}
 	until := c.String("until")
-	if until != "resumed" && until != "drained" {
-		return usage("--until %q: resumed or drained", until)
+	if until != migrate.UntilResumed && until != migrate.UntilDrained && until != migrate.UntilDetached {
+		return usage("--until %q: resumed, drained or detached", until)
+	}
+	for _, p := range slices.Concat(c.StringSlice("with"), c.StringSlice("local")) {
+		if !filepath.IsAbs(p) {
+			return usage("--with and --local take absolute paths, not %q", p)
+		}
 	}
 	if _, _, err := net.SplitHostPort(c.String("to")); err != nil {
 		return usage("--to: %v", err)
@@ -66,6 +75,7 @@ func doMigrate(c *cli.Context) error {
 	v, err := migrate.Start(migrate.SourceOptions{
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Stdio: c.String("stdio"), Exe: exe,
+		Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"),
 	}, logTo)
 	if err != nil {
 		return err
@@ -117,10 +127,15 @@ func follow(c *cli.Context, v *migrate.View, p *printer, until string) error {
 		switch e.Event {
 		case "resumed":
 			handed = true
-			if until == "resumed" {
+			if until == migrate.UntilResumed {
 				return nil
 			}
-		case "done", "exited":
+		case "done":
+			if len(e.Stays) > 0 && c.IsSet("until") {
+				return &exitErr{exitHanded, fmt.Errorf("the process is not detached: %s; it runs on the target, its files are served from here", strings.Join(e.Stays, "; "))}
+			}
+			return nil
+		case "exited":
 			return nil
 		case "failed":
 			return failure(e)
@@ -183,9 +198,17 @@ func (p *printer) print(e migrate.Event) {
 			fmt.Printf("  %d established TCP connections are closed on the target\n", e.TCPClosed)
 		}
 	case "drained":
-	case "done":
 		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs; %d files forwarded\n",
 			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, e.Forwarded)
+	case "stays":
+		fmt.Println("  it stays with the source's files, which are served on:")
+		for _, r := range e.Stays {
+			fmt.Printf("    %s\n", r)
+		}
+	case "detached":
+		fmt.Printf("  detached: stopped for %.1f ms, %d descriptors and %d mappings put on %d files (%d MB); residual dependency: none\n",
+			e.StopMS, e.Descriptors, e.Mappings, e.FilesMoved, e.FileBytes>>20)
+	case "done":
 	case "exited":
 		fmt.Printf("  the process has ended on the target (wait status %d)\n", *e.Status)
 	case "failed": // the error that the command returns tells it

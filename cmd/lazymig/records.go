@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -57,6 +58,9 @@ func (s shown) print(asJSON bool) {
 		}
 		fmt.Println(string(b))
 		return
+	}
+	if s.State == migrate.Detached {
+		s.Note = strings.TrimPrefix(s.Note+"; residual dependency: none", "; ")
 	}
 	fmt.Printf("%s  %-6s  %-8s  %s  %s  %s\n", s.ID, s.Side, s.State, s.Since.Format(time.DateTime), s.Peer, s.Note)
 	if s.Live == nil {

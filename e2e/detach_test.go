@@ -1,0 +1,162 @@
+package e2e
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/lab"
+)
+
+// detach moves a tree, files and all; where its root is on the target is the second result.
+func (r *rig) detach(from, to *lab.Host, pid int, args ...string) (int, string) {
+	r.t.Helper()
+	pid, m := r.move(from, to, pid, append([]string{"--until", "detached"}, args...)...)
+	d := m.get("detached")
+	if d == nil {
+		r.t.Fatalf("no detached event among %+v", m.events)
+	}
+	r.t.Logf("detached: %.1f ms, %.1f of them settling; %d descriptors, %d mappings, %d files, %d bytes", d.StopMS, d.SettleMS, d.Descriptors, d.Mappings, d.FilesMoved, d.FileBytes)
+	return pid, "/var/lib/lazymig/" + d.ID + ".target/root"
+}
+
+// locals declares all that a host's root holds but /srv to be the target's own: most of it is the machine's, which both hosts of the lab share.
+func (r *rig) locals(from, to *lab.Host) (args []string) {
+	r.t.Helper()
+	dirs := strings.Fields(r.sh(from, `cd /; for d in *; do [ -d $d -a ! -L $d ] && echo /$d; done | grep -vxE '/(srv|dev|proc|sys)'`))
+	r.sh(to, "mkdir -p "+strings.Join(dirs, " "))
+	for _, d := range dirs {
+		args = append(args, "--local", d)
+	}
+	return args
+}
+
+// strand takes away what a detached tree must not need: the agent, and the network between the hosts.
+func (r *rig) strand(to *lab.Host) {
+	r.t.Helper()
+	a := r.agents[to]
+	if err := a.cmd.Process.Kill(); err != nil {
+		r.t.Fatal(err)
+	}
+	_ = a.cmd.Wait() // killed
+	if err := r.l.CutLink(r.ctx); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// alone demands that nothing of FUSE and nothing of lazymig is left of a detached tree but a bare init.
+func (r *rig) alone(h *lab.Host, pid int) {
+	r.t.Helper()
+	m := regexp.MustCompile(`"connection":([0-9]+)`).FindStringSubmatch(r.agents[h].log.String())
+	if m == nil {
+		r.t.Fatal("the agent does not tell its FUSE connection")
+	}
+	out := r.sh(h, fmt.Sprintf(`test -e /sys/fs/fuse/connections/%s && echo FUSE connection
+for p in /proc/[0-9]*; do
+	case "$(readlink $p/exe)" in *lazymig) echo $p $(tr '\\0' ' ' <$p/cmdline);; esac
+	for f in $p/fd/* $p/exe $p/cwd $p/root; do case "$(stat -Lfc %%T $f 2>/dev/null)" in fuse*) echo $f;; esac; done
+	grep -H fuse.lazymig $p/mountinfo 2>/dev/null
+done; true`, m[1]))
+	if out != "" {
+		r.t.Errorf("left on %s:\n%s", h.Name, out)
+	}
+	if out := r.sh(h, fmt.Sprintf("ps -o comm= -p $(ps -o ppid= -p %d); ls /proc/$(ps -o ppid= -p %d)/fd", pid, pid)); out != "init" {
+		r.t.Errorf("the parent of the tree, and its descriptors: %q", out)
+	}
+}
+
+// over demands that the next agent takes away what an ended tree has left, when its agent is gone.
+func (r *rig) over(h *lab.Host) {
+	r.t.Helper()
+	r.agent(h)
+	r.clean()
+}
+
+func TestDetachChecker(t *testing.T) {
+	r := newRig(t, "checker")
+	a, b := r.l.A, r.l.B
+	r.sh(a, "mkdir /srv/bin; cp "+r.dir+"/checker /srv/bin")
+	p := r.spawn(a, "/srv/bin/checker", "64", "4", "/srv/status")
+	r.eventually("checker to check", func() bool { w, _ := r.status(a, "/srv/status"); return w == "run" })
+	pid, root := r.detach(a, b, p.Pid, r.locals(a, b)...)
+	r.strand(b)
+	r.alone(b, pid)
+	r.goesOn(b, root+"/srv/status")
+	if s := r.states(a); len(s) != 1 || s[0] != "source detached" {
+		t.Errorf("records of A: %q", s)
+	}
+	if s := r.states(b); len(s) != 1 || s[0] != "target detached" {
+		t.Errorf("records of B: %q", s)
+	}
+	r.ended(b, b, pid, root+"/srv/status")
+	r.over(b)
+}
+
+// TestDetachPython detaches a python3 with all kinds of kernel objects, which then imports modules that it has never opened.
+func TestDetachPython(t *testing.T) {
+	kerneltest.NeedProgram(t, "/usr/bin/python3")
+	r := newRig(t)
+	a, b := r.l.A, r.l.B
+	p := r.spawn(a, "/usr/bin/python3", r.script("kernelobjects.py"), "/srv/py")
+	r.says(a, "python3 to be ready", "cat /srv/py/verdict", "ready")
+	pid, root := r.detach(a, b, p.Pid, r.locals(a, b)...)
+	r.strand(b)
+	r.alone(b, pid)
+	for range 2 {
+		r.sh(b, fmt.Sprintf("echo ready > %s/srv/py/verdict; kill -USR1 %d", root, pid))
+		r.eventually("verdict", func() bool {
+			out := r.sh(b, "cat "+root+"/srv/py/verdict")
+			return out != "ready" && out != ""
+		})
+		if v := r.sh(b, "cat "+root+"/srv/py/verdict"); v != "OK" {
+			t.Fatalf("python3 says: %s\n%s", v, r.sh(b, "cat "+root+"/srv/py/trace"))
+		}
+	}
+	r.end(b, pid, "KILL")
+	r.over(b)
+}
+
+// TestDetachRedis detaches a Redis, which forks and rewrites its file after it.
+func TestDetachRedis(t *testing.T) {
+	kerneltest.NeedProgram(t, "redis-server")
+	r := newRig(t)
+	a, b := r.l.A, r.l.B
+	p := r.spawn(a, "/bin/sh", "-c", "mkdir -p /srv/redis; exec redis-server --dir /srv/redis --appendonly yes --save '' --enable-debug-command yes --logfile /srv/redis/log")
+	r.says(a, "Redis to answer", "redis-cli debug populate 20000 key 500", "OK")
+	digest := r.sh(a, "redis-cli debug digest")
+	pid, root := r.detach(a, b, p.Pid, r.locals(a, b)...)
+	r.strand(b)
+	r.alone(b, pid)
+	if got := r.sh(b, "redis-cli debug digest"); got != digest {
+		t.Fatalf("digest is %s on B, was %s", got, digest)
+	}
+	r.sh(b, "redis-cli set after move && redis-cli bgrewriteaof")
+	r.says(b, "append-only file to be rewritten", "redis-cli info persistence | grep -c aof_rewrite_in_progress:0", "1")
+	r.sh(b, "redis-cli shutdown; true")
+	r.eventually("end of Redis", func() bool { return r.sh(b, fmt.Sprintf("test -d /proc/%d; echo $?", pid)) == "1" })
+	// Started again from its files alone, as its own script would.
+	again := r.spawn(b, "/usr/bin/redis-server", "--dir", root+"/srv/redis", "--appendonly", "yes", "--enable-debug-command", "yes", "--logfile", root+"/srv/redis/log")
+	r.says(b, "Redis to have the key", "redis-cli get after", "move")
+	r.end(b, again.Pid, "TERM")
+	r.over(b)
+}
+
+// TestDetachRefused leaves a tree drained, and says why, if a path is to be the target's own and the source's as well.
+func TestDetachRefused(t *testing.T) {
+	r := newRig(t, "checker")
+	a, b := r.l.A, r.l.B
+	ch := r.checker(a, 32, 2)
+	m := r.try(a, b, ch.proc.Pid, append(r.locals(a, b), "--local", "/srv", "--until", "detached")...)
+	if m.code != 5 || !strings.Contains(m.stderr, "/srv") {
+		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	t.Log(m.stderr)
+	r.goesOn(a, ch.status)
+	if s := r.states(b); len(s) != 1 || s[0] != "target drained" {
+		t.Errorf("records of B: %q", s)
+	}
+	ch.verdict(a, b, m.get("resumed").TargetPID)
+	r.clean()
+}

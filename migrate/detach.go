@@ -1,0 +1,289 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/lazyfs/store"
+	"github.com/lazymig/lazymig/restore/detach"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// After drained: the files come over while the tree runs, then it is stopped once and put on them (package restore/detach), and nothing of lazymig
+// stays. All of it runs aside, in a goroutine; what it comes to is told by attend.
+
+// Until what a migration goes.
+const (
+	UntilResumed  = "resumed"
+	UntilDrained  = "drained"
+	UntilDetached = "detached"
+)
+
+const (
+	lookEvery  = 200 * time.Millisecond // at the store
+	againAfter = time.Second            // what keeps the tree from being moved may pass
+	mostTries  = 20
+	mostStops  = 3               // of the tree, for nothing
+	settleTime = 2 * time.Second // the tree is stopped meanwhile; a source that does not answer must not hold it for longer
+	leaveTime  = 30 * time.Second
+)
+
+// detachedMsg tells that the tree needs nobody any more.
+type detachedMsg struct {
+	StopMS      float64 `json:"stop_ms"`
+	SettleMS    float64 `json:"settle_ms"`
+	Descriptors int     `json:"descriptors"`
+	Mappings    int     `json:"mappings"`
+	Files       int     `json:"files"`
+	Bytes       int64   `json:"bytes"`
+	Connection  uint32  `json:"connection"` // of FUSE, which is no more
+	Root        string  `json:"root"`
+}
+
+// staysMsg tells why the tree stays with its forwarded files.
+type staysMsg struct {
+	Reasons []string `json:"reasons"`
+}
+
+const maxReasons = 50
+
+func (m *staysMsg) check() error {
+	if len(m.Reasons) == 0 || len(m.Reasons) > maxReasons {
+		return fmt.Errorf("%d reasons", len(m.Reasons))
+	}
+	for i, r := range m.Reasons {
+		m.Reasons[i] = trim(r)
+	}
+	return nil
+}
+
+// detaching is the goroutine. Its result comes once.
+type detaching struct {
+	cancel context.CancelFunc
+	done   chan struct{}
+	result chan any // *detachedMsg or *staysMsg
+}
+
+// startDetach is at drained.
+func (t *Target) startDetach() {
+	if t.msg.Until != UntilDetached || t.detach != nil || t.fuse == nil {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	d := &detaching{cancel: cancel, done: make(chan struct{}), result: make(chan any, 1)}
+	t.detach = d
+	go func() {
+		defer close(d.done)
+		m, err := t.leave(ctx)
+		if m != nil {
+			if err != nil {
+				t.log.Error("the tree is detached, but helpers of it are left", "err", err)
+			}
+			d.result <- m
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		t.log.Warn("the tree stays with its forwarded files", "why", err)
+		d.result <- &staysMsg{reasonsOf(err)}
+	}()
+}
+
+// stopDetach ends it and waits.
+func (t *Target) stopDetach() {
+	if t.detach != nil {
+		t.detach.cancel()
+		<-t.detach.done
+	}
+}
+
+// detachEnds is where attend hears of it.
+func (t *Target) detachEnds() <-chan any {
+	if t.detach == nil {
+		return nil
+	}
+	return t.detach.result
+}
+
+// detachEnded records and tells what it came to.
+func (t *Target) detachEnded(result any) {
+	switch m := result.(type) {
+	case *staysMsg:
+		t.stays = m
+		t.tell(wire.MsgStays, m)
+	case *detachedMsg:
+		t.detached = m
+		if err := t.enter(Detached, fmt.Sprintf("files at %s", m.Root)); err != nil {
+			t.log.Error("record detached", "err", err)
+		}
+		t.log.Info("detached", "audit", true, "stop_ms", m.StopMS, "descriptors", m.Descriptors, "mappings", m.Mappings, "files", m.Files, "connection", m.Connection)
+		t.tell(wire.MsgDetached, m)
+	}
+}
+
+func reasonsOf(err error) []string {
+	if s, ok := errors.AsType[*detach.Stuck](err); ok {
+		return s.Reasons[:min(len(s.Reasons), maxReasons)]
+	}
+	return []string{err.Error()}
+}
+
+// leave brings the files, switches, and ends what is not needed then.
+func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
+	if t.stdio != nil {
+		return nil, &detach.Stuck{Reasons: []string{"its standard streams are carried by lazymig: --stdio null would not"}}
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(fmt.Sprintf("/proc/%d/root", t.capsule.PID()), &st); err != nil {
+		return nil, fmt.Errorf("look at root of the tree: %w", err)
+	}
+	var settled store.Settled
+	o := detach.Options{Tasks: t.capsule.Tasks, MountNS: t.capsule.PID(), Dev: st.Dev, Log: t.log}
+	o.Settle = func(ctx context.Context, inodes []uint64) (l detach.Local, err error) {
+		ctx, cancel := context.WithTimeoutCause(ctx, settleTime, errors.New("the source does not answer"))
+		defer cancel()
+		if settled, err = t.fuse.storeSettle(ctx); err != nil {
+			return l, err
+		}
+		if err := undecided(settled.Undecided); err != nil {
+			return l, err
+		}
+		l.Root = settled.Plan.Root
+		for _, b := range settled.Plan.Binds {
+			l.Binds = append(l.Binds, detach.Bind{Path: b.Path, Target: b.TargetPath})
+		}
+		l.Files, err = t.fuse.storeLocal(ctx, inodes)
+		return l, err
+	}
+	rep, err := t.switchOver(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	m := &detachedMsg{
+		StopMS: rep.StopMS, SettleMS: rep.SettleMS, Descriptors: rep.Descriptors, Mappings: rep.Mappings,
+		Files: settled.Files, Bytes: settled.Bytes, Root: settled.Plan.Root,
+		Connection: unix.Minor(st.Dev),
+	}
+	return m, t.endHelpers(m.Connection)
+}
+
+// switchOver tries until the tree is on its local files, or what keeps it from that does not pass.
+func (t *Target) switchOver(ctx context.Context, o detach.Options) (detach.Report, error) {
+	stops := 0
+	for try := 1; ; try++ {
+		err := t.filesReady(ctx, o.Tasks)
+		if err != nil {
+			return detach.Report{}, err
+		}
+		park(t.log, "detach")
+		stuck, err := detach.Look(o)
+		if err == nil && len(stuck) > 0 {
+			err = &detach.Stuck{Reasons: stuck}
+		}
+		if err == nil {
+			var rep detach.Report
+			rep, err = detach.Switch(ctx, o)
+			stops++
+			if err == nil {
+				return rep, nil
+			}
+		}
+		if _, broken := errors.AsType[*detach.Broken](err); broken || try == mostTries || stops == mostStops {
+			return detach.Report{}, err
+		}
+		t.log.Info("the tree can't leave its source's files yet", "try", try, "err", err)
+		select {
+		case <-time.After(againAfter):
+		case <-ctx.Done():
+			return detach.Report{}, context.Cause(ctx)
+		}
+	}
+}
+
+// filesReady lets files come until only what is being written just now is missing.
+func (t *Target) filesReady(ctx context.Context, tasks func() ([]int, error)) error {
+	w := store.Want{With: t.msg.With, Local: t.msg.Local}
+	pids, err := tasks()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		for name, to := range map[string]*[]string{"cwd": &w.Cwd, "root": &w.Cwd, "exe": &w.Exe} {
+			p, err := os.Readlink(fmt.Sprintf("/proc/%d/%s", pid, name))
+			if err == nil && p != "/" && strings.HasPrefix(p, "/") && !strings.HasSuffix(p, " (deleted)") && !slices.Contains(*to, p) {
+				*to = append(*to, p)
+			}
+		}
+	}
+	if err := t.fuse.storeMove(ctx, w); err != nil {
+		return err
+	}
+	for {
+		st, err := t.fuse.storeStatus(ctx)
+		if err != nil {
+			return err
+		}
+		if st.Ready {
+			return undecided(st.Undecided)
+		}
+		select {
+		case <-time.After(lookEvery):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func undecided(all []store.Undecided) error {
+	if len(all) == 0 {
+		return nil
+	}
+	var r []string
+	for _, u := range all {
+		r = append(r, u.Path+" "+u.Reason)
+	}
+	return &detach.Stuck{Reasons: r}
+}
+
+// held says whether a FUSE connection is still there when the last descriptors that were closed have let go of it.
+func held(connection uint32) bool {
+	path := fmt.Sprintf("/sys/fs/fuse/connections/%d", connection)
+	for end := time.Now().Add(time.Second); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // the kernel has no event for it
+		if _, err := os.Stat(path); err != nil {
+			return false // or fusectl is not mounted
+		}
+		if time.Now().After(end) {
+			return true
+		}
+	}
+}
+
+// endHelpers is after the switch: guardian, handler and FUSE daemon go.
+func (t *Target) endHelpers(connection uint32) error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, errors.New("it does not answer"))
+	defer cancel()
+	err := t.fuse.storeDone(ctx)
+	if held(connection) {
+		t.log.Error("something still refers to the source's files: it will get errors", "connection", connection)
+	}
+	t.mu.Lock()
+	fuse := t.fuse
+	t.fuse = nil
+	t.mu.Unlock()
+	fuse.Close()
+	if lerr := t.capsule.Leave(ctx); lerr != nil {
+		err = errors.Join(err, lerr)
+	}
+	if rerr := os.RemoveAll(t.tmp); rerr != nil {
+		err = errors.Join(err, fmt.Errorf("remove images: %w", rerr))
+	}
+	return err
+}
