@@ -64,10 +64,6 @@ type Options struct {
 	Window, BulkPages int
 	// FaultPages is the aligned block that a fault asks for (default 8).
 	FaultPages int
-	// Guard makes a guard region again in a process (pid in the capsule); without it, or if it fails, the pages are
-	// poisoned: an access gets SIGBUS instead of SIGSEGV, never bytes. It is called with the engine's lock held: it must
-	// not call the engine, nor wait for a thread of the process that may wait for a page.
-	Guard func(task uint32, start, length uint64) error
 	// Room is how many bytes of memory the tree may still take; it is asked only when processes fork. nil: any number.
 	Room func() uint64
 	// ForkWait is how long a fork waits at most for memory (default 10 s).

@@ -188,16 +188,12 @@ func (e *Engine) fill(v *view, addr uint64, page, n int, kind RunKind, data []by
 			}
 			continue
 		}
-		if kind == Guard && e.makeGuard(v, a, page+i, now) {
-			i += now
-			continue
-		}
 		suspects := e.suspects(m, a)
 		var res result
 		switch kind {
 		case Data:
 			res = m.fd.copy(a, data[i*pageSize:(i+now)*pageSize])
-		default:
+		default: // a guard that CRIU has made again was skipped above; poison is the next best
 			res = m.fd.poison(a, uint64(now)*pageSize)
 		}
 		e.convict(m, a, suspects)
@@ -254,23 +250,6 @@ func (e *Engine) fill(v *view, addr uint64, page, n int, kind RunKind, data []by
 		}
 	}
 	return nil
-}
-
-// makeGuard has guards made by Options.Guard, which fits what a read of them did at the source; poison is the next best.
-func (e *Engine) makeGuard(v *view, addr uint64, page, n int) bool {
-	m := v.mm
-	if e.opt.Guard == nil || m.id == 0 {
-		return false
-	}
-	length := uint64(n) * pageSize
-	if err := e.opt.Guard(m.id, addr, length); err != nil {
-		e.log.Warn("make guard pages again", "task", m.id, "addr", addr, "pages", n, "err", err)
-		return false
-	}
-	v.take(page, page+n)
-	e.served(m, addr, length)
-	m.fd.wake(addr, length)
-	return true
 }
 
 func tail(data []byte, page int) []byte {

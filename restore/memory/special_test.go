@@ -3,7 +3,6 @@ package memory
 import (
 	"errors"
 	"os"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -93,35 +92,6 @@ func TestPoison(t *testing.T) {
 	w.wait()
 	if s := e.Stats(); s.GuardPages == 0 {
 		t.Errorf("%+v", s)
-	}
-}
-
-// TestGuardHook: the hook makes the guards, so the engine leaves the pages alone.
-func TestGuardHook(t *testing.T) {
-	kerneltest.Leaks(t)
-	var mu sync.Mutex
-	made := map[uint64]bool{}
-	w := startWork(t, "idle")
-	e := engineFor(t, w, Options{Guard: func(task uint32, start, length uint64) error {
-		mu.Lock()
-		defer mu.Unlock()
-		for a := start; a < start+length; a += pageSize {
-			made[a] = true
-		}
-		if task != w.pid() {
-			t.Errorf("guard in task %d", task)
-		}
-		return nil
-	}})
-	e.SetBringer(badPages{e})
-	w.go1()
-	w.await("idle")
-	e.StartBulk()
-	waitDrained(t, e)
-	mu.Lock()
-	defer mu.Unlock()
-	if want := int(w.region.End-w.region.Start) / pageSize / 16; len(made) != want {
-		t.Errorf("%d guards made, not %d", len(made), want)
 	}
 }
 
