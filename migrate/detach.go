@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -28,6 +29,7 @@ const (
 
 const (
 	lookEvery  = 200 * time.Millisecond // at the store
+	noteEvery  = 2 * time.Second        // for `lazymig status`
 	againAfter = time.Second            // what keeps the tree from being moved may pass
 	mostTries  = 20
 	mostStops  = 3               // of the tree, for nothing
@@ -226,12 +228,19 @@ func (t *Target) filesReady(ctx context.Context, tasks func() ([]int, error)) er
 	if err := t.fuse.storeMove(ctx, w); err != nil {
 		return err
 	}
+	var noted time.Time
 	for {
 		st, err := t.fuse.storeStatus(ctx)
 		if err != nil {
 			return err
 		}
-		if st.Ready {
+		if time.Since(noted) > noteEvery {
+			if err := t.noteFiles(ctx, st); err != nil {
+				t.log.Debug("note files", "err", err) // for people only
+			}
+			noted = time.Now()
+		}
+		if st.Ready || len(st.Undecided) > 0 && !comparing(st.Undecided) {
 			return undecided(st.Undecided)
 		}
 		select {
@@ -240,6 +249,41 @@ func (t *Target) filesReady(ctx context.Context, tasks func() ([]int, error)) er
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// comparing says whether some path is undecided only because it is still being looked at.
+func comparing(all []store.Undecided) bool {
+	return slices.ContainsFunc(all, func(u store.Undecided) bool { return strings.Contains(u.Reason, "is being compared") })
+}
+
+// filesName is where `lazymig status` finds how far the files are, in the record's directory.
+const filesName = "files"
+
+const mostFiles = 1000 // that are listed one by one
+
+// Files is how far a tree's files are.
+type Files struct {
+	store.Status
+	Files []store.File `json:"files"` // the first of them
+}
+
+func (t *Target) noteFiles(ctx context.Context, st store.Status) error {
+	f := Files{Status: st}
+	all, err := t.fuse.storeFiles(ctx)
+	if err != nil {
+		return err
+	}
+	f.Files = all[:min(len(all), mostFiles)]
+	return writeState(filepath.Join(t.rec.Dir, filesName), f)
+}
+
+// ReadFiles is how far the files of a migration to this host are; nil: they have not begun to come, or nothing more is known.
+func (k Known) ReadFiles() *Files {
+	var f Files
+	if k.Last().State != Drained || readState(filepath.Join(k.Dir, filesName), &f) != nil {
+		return nil
+	}
+	return &f
 }
 
 func undecided(all []store.Undecided) error {
@@ -270,7 +314,18 @@ func held(connection uint32) bool {
 func (t *Target) endHelpers(connection uint32) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, errors.New("it does not answer"))
 	defer cancel()
-	err := t.fuse.storeDone(ctx)
+	var err error
+	if t.msg.RemoveFiles && len(t.msg.With) > 0 {
+		r, rerr := t.fuse.storeRemove(ctx, t.msg.With)
+		for _, u := range r.Kept {
+			t.log.Warn("file is not removed from the source", "path", u.Path, "why", u.Reason)
+		}
+		t.log.Info("files are removed from the source", "audit", true, "files", r.Files, "kept", len(r.Kept))
+		err = rerr
+	}
+	if derr := t.fuse.storeDone(ctx); derr != nil {
+		err = errors.Join(err, derr)
+	}
 	if held(connection) {
 		t.log.Error("something still refers to the source's files: it will get errors", "connection", connection)
 	}

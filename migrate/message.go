@@ -48,6 +48,8 @@ type prepareMsg struct {
 	With  []string `json:"with,omitempty"`  // paths whose trees come along
 	Local []string `json:"local,omitempty"` // directories that are the target's own
 
+	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
+
 	Token wire.Token `json:"token"`
 }
 

@@ -32,6 +32,8 @@ type SourceOptions struct {
 	Until string   `json:"until,omitempty"` // UntilDrained if empty
 	With  []string `json:"with,omitempty"`
 	Local []string `json:"local,omitempty"`
+
+	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, when the tree lives on the target's copies
 }
 
 const (

@@ -29,6 +29,7 @@ func migrateCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "local", Usage: "a directory `PATH` that is the target's own there (repeatable)"},
 			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "where standard streams go that others hold too: `relay` (to where they went, by the source), journal (the target's), null, or a file on the target"},
 			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
+			&cli.BoolFlag{Name: "remove-source-files", Usage: "remove what --with names from here when the process lives on its copies, each of them on the target's disk and compared"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
 			&cli.StringFlag{Name: "log", Usage: "`FILE` for the log of the process that serves the tree (default: beside its record)"},
 		},
@@ -43,6 +44,9 @@ func doMigrate(c *cli.Context) error {
 	until := c.String("until")
 	if until != migrate.UntilResumed && until != migrate.UntilDrained && until != migrate.UntilDetached {
 		return usage("--until %q: resumed, drained or detached", until)
+	}
+	if c.Bool("remove-source-files") && len(c.StringSlice("with")) == 0 {
+		return usage("--remove-source-files removes what --with names: there is none")
 	}
 	for _, p := range slices.Concat(c.StringSlice("with"), c.StringSlice("local")) {
 		if !filepath.IsAbs(p) {
@@ -75,7 +79,7 @@ func doMigrate(c *cli.Context) error {
 	v, err := migrate.Start(migrate.SourceOptions{
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Stdio: c.String("stdio"), Exe: exe,
-		Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"),
+		Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), RemoveFiles: c.Bool("remove-source-files"),
 	}, logTo)
 	if err != nil {
 		return err

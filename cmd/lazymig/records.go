@@ -23,6 +23,7 @@ type shown struct {
 	PID   int             `json:"pid,omitempty"`
 	Note  string          `json:"note,omitempty"`
 	Live  *migrate.Status `json:"live,omitempty"`
+	Files *migrate.Files  `json:"files,omitempty"`
 }
 
 func show(c *cli.Context, want *wire.ID) error {
@@ -41,6 +42,9 @@ func show(c *cli.Context, want *wire.ID) error {
 				live.Error = lerr.Error()
 			}
 			s.Live = &live
+		}
+		if want != nil && e.Side == migrate.SideTarget {
+			s.Files = k.ReadFiles()
 		}
 		s.print(c.Bool("json"))
 	}
@@ -63,6 +67,15 @@ func (s shown) print(asJSON bool) {
 		s.Note = strings.TrimPrefix(s.Note+"; residual dependency: none", "; ")
 	}
 	fmt.Printf("%s  %-6s  %-8s  %s  %s  %s\n", s.ID, s.Side, s.State, s.Since.Format(time.DateTime), s.Peer, s.Note)
+	if f := s.Files; f != nil {
+		fmt.Printf("  files: %d forwarded, %d partly here, %d here; %d MB left\n", f.Forwarded, f.Partly, f.Here, f.Left>>20)
+		for _, one := range f.Files {
+			fmt.Printf("    %-9s  %s\n", one.State, one.Path)
+		}
+		for _, u := range f.Undecided {
+			fmt.Printf("    undecided  %s %s\n", u.Path, u.Reason)
+		}
+	}
 	if s.Live == nil {
 		return
 	}

@@ -243,8 +243,8 @@ func (m *mounts) move(from int, fromPath string, to int, toPath string) error {
 func (m *mounts) back() error {
 	return m.ns.do(func() error {
 		var first error
-		for i := len(m.undo) - 1; i >= 0; i-- {
-			if err := m.undo[i](); err != nil && first == nil {
+		for _, undo := range slices.Backward(m.undo) {
+			if err := undo(); err != nil && first == nil {
 				first = fmt.Errorf("undo mounts: %w", err)
 			}
 		}

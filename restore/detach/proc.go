@@ -224,8 +224,16 @@ func mmOf(pid int) (m mmMap, err error) {
 		field int
 		to    *uint64
 	}{
-		{26, &m.startCode}, {27, &m.endCode}, {28, &m.startStack}, {45, &m.startData}, {46, &m.endData}, {47, &m.startBrk},
-		{48, &m.argStart}, {49, &m.argEnd}, {50, &m.envStart}, {51, &m.envEnd},
+		{26, &m.startCode},
+		{27, &m.endCode},
+		{28, &m.startStack},
+		{45, &m.startData},
+		{46, &m.endData},
+		{47, &m.startBrk},
+		{48, &m.argStart},
+		{49, &m.argEnd},
+		{50, &m.envStart},
+		{51, &m.envEnd},
 	} {
 		if *p.to, err = strconv.ParseUint(f[p.field-3], 10, 64); err != nil {
 			return m, fmt.Errorf("stat of process %d: %w", pid, err)

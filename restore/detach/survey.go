@@ -243,7 +243,7 @@ func (s *survey) lookAtFiles(p *process) error {
 		return err
 	}
 	slices.Sort(fds)
-	var pidfd int = -1
+	pidfd := -1
 	defer func() {
 		if pidfd >= 0 {
 			unix.Close(pidfd)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -34,7 +35,11 @@ func tmpfs(t *testing.T, dir string) {
 	if err := unix.Mount("test", dir, "tmpfs", 0, "mode=755"); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	})
 }
 
 func startTree(t *testing.T) *tree {
@@ -83,9 +88,9 @@ func startTree(t *testing.T) *tree {
 	t.Cleanup(func() {
 		pids, _ := tr.tasks()
 		for _, pid := range pids {
-			unix.Kill(pid, unix.SIGKILL)
+			_ = unix.Kill(pid, unix.SIGKILL) // some have ended
 		}
-		tr.cmd.Wait()
+		_ = tr.cmd.Wait() // killed
 	})
 	tr.answer()
 	return tr
@@ -118,8 +123,10 @@ func (tr *tree) tasks() ([]int, error) {
 		for _, tid := range tids {
 			b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", all[i], tid))
 			for f := range strings.FieldsSeq(string(b)) {
-				var pid int
-				fmt.Sscan(f, &pid)
+				pid, err := strconv.Atoi(f)
+				if err != nil {
+					return nil, err
+				}
 				all = append(all, pid)
 			}
 		}
@@ -271,7 +278,9 @@ func TestSwitchFails(t *testing.T) {
 			}
 			tr.check()
 		})
-		os.Mkdir(filepath.Join(tr.new, "proc"), 0o755)
+		if err := os.MkdirAll(filepath.Join(tr.new, "proc"), 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if _, err := Switch(t.Context(), tr.options()); err != nil {
 		t.Fatal(err)
