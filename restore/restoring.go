@@ -171,6 +171,7 @@ func (r *restoring) settle() error {
 				return err
 			}
 		}
+		r.g.hub.getEngine().Anchor()
 		if err := r.early.placeAll(); err != nil {
 			return err
 		}

@@ -305,6 +305,20 @@ func (e *Engine) taskMM(id uint32) *mm {
 	return nil
 }
 
+// Anchor gives each region its anon_vma, as it had one at the source, before its process runs. A mapping that is split (mprotect, madvise)
+// without one gets several as pages come to its parts, and then stays several mappings when they are alike again: an mremap of the whole
+// fails with EFAULT. The kernel makes it for any fill, also for one that fails because its bytes can't be read (mm/userfaultfd.c,
+// find_vma_and_prepare_anon).
+func (e *Engine) Anchor() {
+	e.mu.Lock()
+	defer e.unlock()
+	for _, m := range e.mms {
+		for _, s := range m.lay.segs {
+			_, _ = m.fd.registered(s.start, pageSize) // what is wrong shows when it is filled
+		}
+	}
+}
+
 // mmGone forgets an mm that has exited or been replaced by execve.
 func (e *Engine) mmGone(m *mm) {
 	e.log.Debug("mm is gone", "task", m.id, "left", m.missing)

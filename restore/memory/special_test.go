@@ -95,6 +95,24 @@ func TestPoison(t *testing.T) {
 	}
 }
 
+// TestAnchor: a mapping that is split before its first page has come is one again afterwards.
+func TestAnchor(t *testing.T) {
+	kerneltest.Leaks(t)
+	w := startWork(t, "merge")
+	e := engineFor(t, w, Options{FaultPages: 1})
+	h := newHandler(e, 2)
+	defer h.stop()
+	e.SetBringer(h)
+	w.go1()
+	w.await("ready")
+	e.Anchor()
+	w.go1()
+	w.wait()
+	if s := e.Stats(); s.LostPages != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // TestExec: after execve nothing of the old memory is wanted; a vfork child shares its parent's.
 func TestExec(t *testing.T) {
 	w, e, _ := started(t, "exec")

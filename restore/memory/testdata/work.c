@@ -434,6 +434,20 @@ static void w_sparse(void) {
 	}
 }
 
+// split while nothing has come, made alike again after pages have come to the parts: one mapping, which grows as a whole
+static void w_merge(void) {
+	setup(64); say("ready"); go();
+	if (mprotect(mem + 30 * PG, PG, PROT_READ)) die("mprotect: %s", strerror(errno));
+	check(mem + 40 * PG, src(mem + 40 * PG), "end");
+	check(mem + 5 * PG, src(mem + 5 * PG), "begin"); // they are not neighbours: neither takes the other's anon_vma
+	check(mem + 30 * PG, src(mem + 30 * PG), "middle");
+	if (mprotect(mem + 30 * PG, PG, PROT_READ | PROT_WRITE)) die("mprotect: %s", strerror(errno));
+	char *to = mremap(mem, 64 * PG, 80 * PG, MREMAP_MAYMOVE);
+	if (to == MAP_FAILED) die("mremap: %s", strerror(errno));
+	for (size_t i = 0; i < 64; i++) check(to + i * PG, src(mem + i * PG), "moved");
+	check(to + 70 * PG, zero, "grown");
+}
+
 int main(int argc, char **argv) {
 	const char *w = argv[1];
 	if (argc > 2) churn_ops = atoi(argv[2]);
@@ -444,6 +458,7 @@ int main(int argc, char **argv) {
 	else if (!strcmp(w, "remap")) w_remap();
 	else if (!strcmp(w, "drop")) w_drop();
 	else if (!strcmp(w, "split")) w_split();
+	else if (!strcmp(w, "merge")) w_merge();
 	else if (!strcmp(w, "movewait")) w_movewait();
 	else if (!strcmp(w, "guard")) w_guard();
 	else if (!strcmp(w, "poison")) w_poison();
