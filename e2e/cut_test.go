@@ -71,7 +71,8 @@ func TestCutWhileDrained(t *testing.T) {
 	r.clean()
 }
 
-// TestCutInRestore cuts the network while the target restores and needs pages and files for that: both sides give up by themselves.
+// TestCutInRestore cuts the network while the target restores: the source gives up by itself, and so does the target, as soon as it can't
+// go on, or, if all that the restore needed had been told ahead and the question is asked, when the source has answered it.
 func TestCutInRestore(t *testing.T) {
 	r := newHosts(t, "checker")
 	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=restore:" + gate})
@@ -83,9 +84,9 @@ func TestCutInRestore(t *testing.T) {
 	}
 	r.sh(r.l.B, "touch "+gate)
 	m := g.wait()
-	r.eventually("B to give up", func() bool { return slices.Equal(r.states(r.l.B), []string{"target aborted"}) })
-	if err := r.l.RestoreLink(r.ctx); err != nil { // else the source's part stays a minute, to tell the target
+	if err := r.l.RestoreLink(r.ctx); err != nil {
 		t.Fatal(err)
 	}
+	r.eventually("B to give up", func() bool { return slices.Equal(r.states(r.l.B), []string{"target aborted"}) })
 	r.runsOn(m, ch, 4, "control connection")
 }
