@@ -183,7 +183,8 @@ func TestThawedByHand(t *testing.T) {
 	r.sourceEnv = []string{"LAZYMIG_PARK=grant:" + gate}
 	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
 	r.eventually("source to be about to grant", func() bool { return strings.Contains(r.sh(r.l.A, "cat /var/lib/lazymig/*.log; true"), "parked") })
-	r.sh(r.l.A, "f=$(find /sys/fs/cgroup -path '*lazymig-*' -name cgroup.freeze | grep -v -e -dst | head -n 1); echo 0 > $f; touch "+gate)
+	// By its name: the cgroups are the whole machine's.
+	r.sh(r.l.A, "id=$(basename /var/lib/lazymig/*.log .log | cut -c1-8); f=$(find /sys/fs/cgroup -path \"*/lazymig-$id-src/cgroup.freeze\"); echo 0 > $f; touch "+gate)
 	r.runsOn(g.wait(), ch, 4, "not frozen")
 }
 
