@@ -29,7 +29,6 @@ func (s *Store) take(o *object) *work {
 	w := &work{o: o, data: o.data, check: o.check, look: o.look, bare: o.bare, own: o.own}
 	o.data, o.check, o.look, o.own = nil, nil, false, false
 	delete(s.dirty, o)
-	s.touched[o] = struct{}{}
 	return w
 }
 
@@ -41,6 +40,7 @@ func (s *Store) giveBack(w *work) {
 	if o.gone {
 		return
 	}
+	s.touched[o]++
 	for _, x := range w.data {
 		o.data.add(x.off, x.end)
 	}

@@ -254,7 +254,7 @@ func (s *Store) touchDir(d *object) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	d.look = true
-	s.touched[d] = struct{}{}
+	s.touched[d]++
 	s.dirty[d] = struct{}{}
 }
 

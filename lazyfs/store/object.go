@@ -122,7 +122,8 @@ func (s *Store) make(o *object, target string) error {
 	o.made, o.hidden, o.size = true, true, 0
 	s.mu.Lock()
 	o.in = true
-	s.dirty[o], s.touched[o] = struct{}{}, struct{}{}
+	s.dirty[o] = struct{}{}
+	s.touched[o]++
 	s.mu.Unlock()
 	if o.isDir() {
 		if o.fd, err = unix.Openat(s.hidden, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {

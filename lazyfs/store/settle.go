@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -72,7 +73,7 @@ func (s *Store) Settle(ctx context.Context) (*Settled, error) {
 			return nil, fmt.Errorf("settle files of the target's own: %w", err)
 		}
 	}
-	if err := s.sync(true); err != nil {
+	if err := s.sync(ctx); err != nil {
 		return nil, fmt.Errorf("settle files: %w", err)
 	}
 	s.byIno = map[uint64]*object{}
@@ -154,7 +155,7 @@ func (s *Store) rest(ctx context.Context) error {
 			return err
 		}
 	}
-	return s.sync(false)
+	return nil
 }
 
 // compareStamps looks at all files on the source at once: who has another time than when it was copied, and was not changed by the tree,
@@ -239,42 +240,50 @@ func (s *Store) findWriters(ctx context.Context) error {
 
 const syncOne = 64 // files that are brought to the disk one by one; more: the whole file system
 
-// sync brings copies to the disk.
-func (s *Store) sync(stopped bool) error {
+// sync brings copies to the disk while the tree is stopped. With pass.
+func (s *Store) sync(ctx context.Context) error {
 	s.mu.Lock()
-	list := make([]*object, 0, len(s.touched))
-	for o := range s.touched {
-		list = append(list, o)
+	list := slices.Collect(maps.Keys(s.touched))
+	s.mu.Unlock()
+	if len(list) > syncOne {
+		return s.syncAll()
 	}
+	if err := s.each(ctx, list, s.syncOne); err != nil { // at once: the file system writes its journal for all of them together
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	clear(s.touched)
+	return nil
+}
+
+// syncAll brings all copies to the disk. The background does it without pass: it can take long where others write to the same disk.
+func (s *Store) syncAll() error {
+	s.mu.Lock()
+	list := maps.Clone(s.touched)
 	s.mu.Unlock()
 	if len(list) == 0 {
 		return nil
 	}
-	if !stopped || len(list) > syncOne {
-		d, err := os.Open(filepath.Join(s.o.Dir, "root"))
-		if err != nil {
-			return fmt.Errorf("bring copies to the disk: %w", err)
-		}
-		defer d.Close()
-		if err := unix.Syncfs(int(d.Fd())); err != nil {
-			return fmt.Errorf("bring copies to the disk: %w", err)
-		}
-	} else {
-		for _, o := range list {
-			if err := s.syncOne(o); err != nil {
-				return err
-			}
-		}
+	d, err := os.Open(filepath.Join(s.o.Dir, "root"))
+	if err != nil {
+		return fmt.Errorf("bring copies to the disk: %w", err)
+	}
+	defer d.Close()
+	if err := unix.Syncfs(int(d.Fd())); err != nil {
+		return fmt.Errorf("bring copies to the disk: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, o := range list {
-		delete(s.touched, o)
+	for o, n := range list {
+		if s.touched[o] == n { // not changed since
+			delete(s.touched, o)
+		}
 	}
 	return nil
 }
 
-func (s *Store) syncOne(o *object) error {
+func (s *Store) syncOne(_ context.Context, o *object) error {
 	if !o.isReg() && !o.isDir() {
 		return nil // with its directory
 	}

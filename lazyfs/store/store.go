@@ -90,7 +90,6 @@ type Store struct {
 	bound   map[uint64]string  // inode → path below a directory of the target's own
 	started bool
 	plan    plan
-	touched map[*object]struct{} // copies that may not be on the disk
 
 	mu       sync.Mutex
 	byNode   map[uint64]*object
@@ -104,6 +103,7 @@ type Store struct {
 	ready    bool               // all is here but what is being written just now, as of the last round
 	left     []Undecided        // undecided, as of the last round
 	blocked  string             // why nothing is copied now
+	touched  map[*object]int    // copies that may not be on the disk, and how often they were changed
 	foreign  map[string]int     // path → how often somebody else has changed it
 }
 
@@ -135,7 +135,7 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	s := &Store{
 		o: o, pace: newPace(o.Busy), hashing: make(chan struct{}, 2), surveying: make(chan struct{}, 1), parked: map[*object]struct{}{}, bound: map[uint64]string{},
 		byNode: map[uint64]*object{}, opens: map[uint64]*opens{}, strange: map[uint64]struct{}{}, dirty: map[*object]struct{}{},
-		wake: make(chan struct{}, 1), hidden: -1, foreign: map[string]int{}, touched: map[*object]struct{}{},
+		wake: make(chan struct{}, 1), hidden: -1, foreign: map[string]int{}, touched: map[*object]int{},
 	}
 	s.plan.init()
 	s.ctx, s.cancel = context.WithCancel(ctx)
@@ -233,11 +233,13 @@ func (s *Store) wakeUp() {
 
 const (
 	restTime = 200 * time.Millisecond // between two rounds: what is written all the time is not copied all the time
+	syncTime = time.Second            // between two times that all is brought to the disk
 	waitTime = 2 * time.Second        // after an error, or to look for changes by others
 )
 
 // background keeps the copies up to date until the store is closed.
 func (s *Store) background() {
+	var synced time.Time
 	for s.ctx.Err() == nil {
 		ctx, cancel := context.WithCancel(s.ctx)
 		s.pass.Lock()
@@ -261,6 +263,9 @@ func (s *Store) background() {
 		s.mu.Unlock()
 		s.pass.Unlock()
 		cancel()
+		if err == nil && time.Since(synced) > syncTime {
+			synced, err = time.Now(), s.syncAll()
+		}
 		wait, wake := restTime, s.wake
 		if err != nil {
 			wait, wake = waitTime, nil
@@ -293,7 +298,7 @@ func (s *Store) nearlyLocked() bool {
 			bytes += o.data.size(int64(o.attr.Size)) + o.check.size(int64(o.attr.Size))
 		}
 	}
-	return len(s.goals) == 0 && len(s.left) == 0 && files <= nearFiles && bytes <= nearBytes
+	return len(s.goals) == 0 && len(s.left) == 0 && len(s.touched) <= nearFiles && files <= nearFiles && bytes <= nearBytes
 }
 
 // note tells the status how a round went. With mu.
