@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -62,7 +63,7 @@ done; true`, m[1]))
 	if out != "" {
 		r.t.Errorf("left on %s:\n%s", h.Name, out)
 	}
-	if out := r.sh(h, fmt.Sprintf("ps -o comm= -p $(ps -o ppid= -p %d); ls /proc/$(ps -o ppid= -p %d)/fd", pid, pid)); out != "init" {
+	if out := r.sh(h, fmt.Sprintf("p=$(awk '/^PPid/{print $2}' /proc/%d/status); cat /proc/$p/comm; ls /proc/$p/fd", pid)); out != "init" {
 		r.t.Errorf("the parent of the tree, and its descriptors: %q", out)
 	}
 }
@@ -157,6 +158,36 @@ func TestDetachRefused(t *testing.T) {
 	if s := r.states(b); len(s) != 1 || s[0] != "target drained" {
 		t.Errorf("records of B: %q", s)
 	}
+	ch.verdict(a, b, m.get("resumed").TargetPID)
+	r.clean()
+}
+
+// TestDetachCut cuts the network where the tree is about to be stopped: it stays drained, goes on, and waits for its source's files.
+func TestDetachCut(t *testing.T) {
+	r := newHosts(t, "checker")
+	a, b := r.l.A, r.l.B
+	gate := r.dir + "/gate"
+	r.agentWith(b, []string{"LAZYMIG_PARK=detach:" + gate})
+	ch := r.checker(a, 16, 2)
+	g := r.begin(a, b, ch.proc.Pid, append(r.locals(a, b), "--until", "detached")...)
+	r.eventually("agent to park", func() bool { return strings.Contains(r.agents[b].log.String(), "parked") })
+	if err := r.l.CutLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the target to give up", func() bool {
+		return strings.Contains(r.agents[b].log.String(), "the tree stays with its forwarded files")
+	})
+	if err := r.l.RestoreLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := g.wait()
+	if m.code != 5 || m.get("stays") == nil {
+		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	r.goesOn(a, ch.status)
 	ch.verdict(a, b, m.get("resumed").TargetPID)
 	r.clean()
 }

@@ -105,6 +105,9 @@ func (t *Target) attend(done <-chan error, events <-chan restore.Event, stop <-c
 			t.event(e)
 		case <-stop:
 			t.keep = true
+			if t.detached != nil {
+				return errors.New("the agent ends; the tree needs none")
+			}
 			return errors.New("the agent ends while the tree runs; it goes on, and waits for pages and files that are not here")
 		case f, ok := <-t.frames():
 			t.ranFrame(f, ok)

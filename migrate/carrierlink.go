@@ -21,6 +21,7 @@ type carrierLink struct {
 	cmd      *exec.Cmd // nil: another agent has started it
 	relay    *relayLink
 	inherits []restore.Inherit // until the restore
+	idle     bool              // it carries nothing: all streams are /dev/null
 	log      *slog.Logger
 	drop     func([]uint32) // lets the guardian drop copies
 	reader   sync.WaitGroup
@@ -74,6 +75,7 @@ func (l *carrierLink) open(cfg carrierConfig, keep func(uint32, *os.File) error)
 	var ours []*os.File
 	if err == nil {
 		l.inherits, ours, err = m.inheritsOf(files)
+		l.idle = len(ours) == 0
 	}
 	for i, f := range ours {
 		if err == nil {

@@ -123,6 +123,11 @@ func (t *Target) detachEnded(result any) {
 		t.tell(wire.MsgStays, m)
 	case *detachedMsg:
 		t.detached = m
+		t.stdio.streams().attach(nil)
+		t.stdio.close()
+		t.mu.Lock()
+		t.stdio = nil
+		t.mu.Unlock()
 		if err := t.enter(Detached, fmt.Sprintf("files at %s", m.Root)); err != nil {
 			t.log.Error("record detached", "err", err)
 		}
@@ -140,8 +145,8 @@ func reasonsOf(err error) []string {
 
 // leave brings the files, switches, and ends what is not needed then.
 func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
-	if t.stdio != nil {
-		return nil, &detach.Stuck{Reasons: []string{"its standard streams are carried by lazymig: --stdio null would not"}}
+	if t.stdio != nil && !t.stdio.idle {
+		return nil, &detach.Stuck{Reasons: []string{"its standard streams are carried by lazymig; with --stdio null they would not be"}}
 	}
 	var st unix.Stat_t
 	if err := unix.Stat(fmt.Sprintf("/proc/%d/root", t.capsule.PID()), &st); err != nil {
