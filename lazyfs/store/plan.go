@@ -632,7 +632,7 @@ func (s *Store) binds() []Bind {
 			switch {
 			case x.how == howBind && x.from != "":
 				b = append(b, Bind{q, x.from})
-			case x.isDir() && x.how == howExpand && x.only == "":
+			case x.isDir() && (x.how == howExpand && x.only == "" || x.how == howMove): // a directory may move after one in it was found to be the same
 				visit(x, q)
 			}
 		}
