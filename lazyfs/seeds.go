@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/lazymig/lazymig/wire"
 )
@@ -19,7 +20,7 @@ type Seeder interface {
 //
 // What was told while the tree ran is good enough for who makes the capsule ready meanwhile, as the kernel keeps none of it. At the freeze the source
 // says what is different: from then to the grant nothing changes there, and afterwards the tree itself does. Pages and handles are given out from the
-// freeze on. Pages live longer than the grant: until the node is written, or forgotten.
+// freeze on. Pages live a minute longer than the grant, or until the node is written or forgotten.
 //
 // Lookups are counted twice. The source counts one for each name that it told: held. The kernel counts those that it was answered from here: extra, of
 // which the source knows nothing. When the names end, one that is held becomes one of the extra ones, and the rest is given back.
@@ -54,7 +55,10 @@ const (
 	// openMatters are the flags by which handles differ for the source; it ignores the others.
 	openMatters  = syscall.O_ACCMODE | syscall.O_SYNC | syscall.O_DSYNC | syscall.O_NOATIME | syscall.O_DIRECTORY
 	maxSeedPages = 64 << 20 // bytes of file contents
+	seedPiece    = 256 << 10
 	seedReaders  = 8
+	fetchTime    = 5 * time.Second // on a slow line the rest is read when it is needed
+	pagesStay    = time.Minute     // after the grant: the kernel has read by then what the tree needed to go on
 )
 
 func newSeeds(r Remote) *seeds {
@@ -101,7 +105,7 @@ func (s *seeds) run(ctx context.Context, from Seeder, inval func()) error {
 		if ferr != nil && told(ferr) == 0 {
 			return ferr // the source is lost
 		}
-		stop() // what is not here by now would come late
+		stop() // it has ended, unless the source froze the tree without waiting for that
 		wg.Wait()
 		if err == nil {
 			s.learn(different)
@@ -174,15 +178,15 @@ func (s *seeds) fetch(ctx context.Context, list []wire.FileSeed) {
 			}
 		})
 	}
-	room := uint64(maxSeedPages)
+	room, until := uint64(maxSeedPages), time.Now().Add(fetchTime)
 	for _, f := range list {
 		h := readable(f.Handles)
 		if h == nil || f.Entry.Node == 0 {
 			continue
 		}
 		for _, r := range f.Data {
-			for r.Len > 0 && r.Len <= room && ctx.Err() == nil {
-				p := piece{f.Entry.Node, h.Handle, r.Off, min(r.Len, wire.MaxFileIO)}
+			for r.Len > 0 && r.Len <= room && ctx.Err() == nil && time.Now().Before(until) {
+				p := piece{f.Entry.Node, h.Handle, r.Off, min(r.Len, seedPiece)}
 				todo <- p
 				r.Off, r.Len, room = r.Off+p.size, r.Len-p.size, room-p.size
 			}
@@ -371,6 +375,16 @@ func (s *seeds) reap(node uint64, n *seed) {
 	}
 }
 
+// dropPages lets go of all that has been fetched.
+func (s *seeds) dropPages() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for node, n := range s.nodes {
+		n.pages = nil
+		s.reap(node, n)
+	}
+}
+
 // granted ends the names: from now on the tree changes them. tell gives back to the source what is no longer needed.
 func (s *seeds) granted() (tell func()) {
 	type open struct{ node, handle uint64 }
@@ -394,6 +408,7 @@ func (s *seeds) granted() (tell func()) {
 	}
 	s.mu.Unlock()
 	return func() {
+		time.AfterFunc(pagesStay, s.dropPages)
 		for _, h := range idle {
 			s.Remote.Release(h.node, h.handle)
 		}

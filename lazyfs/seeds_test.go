@@ -154,7 +154,7 @@ func TestSeedsStale(t *testing.T) {
 	s := newTeller()
 	s.contents = "old"
 	x := s.frozen(t,
-		[]wire.FileSeed{s.seed("a", 'a', 1, 1), s.seed("b", 'b', 1, 2), s.seed("c", 'c', 1, 3), s.seed("d", 0, 0), s.seed("e", 'e', 1, 4)},
+		[]wire.FileSeed{s.seed("a", 'a', 1, 1), s.seed("b", 'b', 1, 2), s.seed("c", 'c', 1, 3), s.seed("d", 0, 0), s.seed("e", 'e', 1, 4), s.seed("f", 'f', 1, 5)},
 		[]wire.FileSeed{s.seed("b", 'b', 2), s.seed("c", 'C', 1), s.seed("d", 'd', 1), s.seed("e", 0, 0)})
 	s.said()
 	s.contents = "new"
@@ -204,6 +204,13 @@ func TestSeedsStale(t *testing.T) {
 	must(t, err)
 	if got := x.contents(t, 'a'); got != "own" {
 		t.Errorf("a reads as %q after a write", got)
+	}
+	if got := x.contents(t, 'f'); got != "old" {
+		t.Errorf("f reads as %q after a write to another", got)
+	}
+	x.dropPages()
+	if got := x.contents(t, 'f'); got != "own" {
+		t.Errorf("f reads as %q when pages have been dropped", got)
 	}
 	s.said()
 	if _, err := x.GetAttr(ctx, 'b'); err != nil || s.said() != 1 {

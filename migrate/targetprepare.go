@@ -13,10 +13,7 @@ import (
 	"github.com/lazymig/lazymig/wire"
 )
 
-const (
-	prepareTime = 30 * time.Second // lanes dialed, root mounted
-	seedTime    = 10 * time.Second // what the source tells ahead of its files is here, or comes too late
-)
+const prepareTime = 30 * time.Second // lanes dialed, root mounted
 
 // prepare makes FUSE daemon, capsule and handler; the lanes that they need are asked for on c.
 func (t *Target) prepare(ctx context.Context, s *session) error {
@@ -69,12 +66,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 	if err := t.awaitLanes(ctx, s); err != nil {
 		return err
 	}
-	seeded, cancel := context.WithTimeout(ctx, seedTime)
-	defer cancel()
-	if err := t.fuse.awaitClosed(seeded, t.fuse.seeded); err != nil && ctx.Err() != nil {
-		return err
-	}
-	return nil // what is not here by now is read when it is needed
+	return t.fuse.awaitClosed(ctx, t.fuse.seeded)
 }
 
 func (t *Target) handlerOptions() restore.HandlerOptions {

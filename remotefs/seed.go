@@ -320,6 +320,9 @@ func (t *telling) file(p SeedPath, k seedKey) error {
 	}
 	fresh := slices.Contains(t.out, f)
 	for _, flags := range slices.Sorted(maps.Keys(count)) {
+		if !t.frozen && !dir && flags&unix.O_ACCMODE != unix.O_RDONLY {
+			continue // open for writing here, the running tree could not execute it (ETXTBSY)
+		}
 		key := wire.FileOpened{Flags: flags, Handle: n.id}
 		for range count[flags] - t.s.seed.opened[key] {
 			if !fresh { // told before the freeze: once more, for a descriptor that is opened in another way now
