@@ -43,7 +43,16 @@ func (b *bench) moveByLazymig(ctx context.Context, l *lab.Lab, p *process) (_ *o
 	if line, err := bufio.NewReader(said).ReadString('\n'); err != nil || !strings.Contains(line, "listens") {
 		return nil, fmt.Errorf("start agent: it says %q\n%s", line, agentLog.String())
 	}
-	cmd := l.A.Command(ctx, b.lazymig, "migrate", "--json", "--pid", strconv.Itoa(p.pid), "--to", l.B.Addr+":"+agentPort, "--tls-dir", b.keys)
+	to := l.B.Addr + ":" + agentPort
+	if b.rtt > 0 {
+		var endLine func()
+		if to, endLine, err = b.delayed(ctx, l); err != nil {
+			return nil, err
+		}
+		end := stop
+		stop = func() error { defer endLine(); return end() }
+	}
+	cmd := l.A.Command(ctx, b.lazymig, "migrate", "--json", "--pid", strconv.Itoa(p.pid), "--to", to, "--tls-dir", b.keys)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil {

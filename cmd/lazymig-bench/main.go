@@ -26,6 +26,10 @@ import (
 
 func main() {
 	lab.MaybeInit()
+	if len(os.Args) > 1 && os.Args[1] == delayArg {
+		fmt.Fprintf(os.Stderr, "lazymig-bench: %v\n", delay(os.Args[2:]))
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx)
 	stop()
@@ -45,6 +49,7 @@ type bench struct {
 	share    []string
 	cpu      *cpuMeter
 	gap      time.Duration // between the toucher's touches
+	rtt      time.Duration // of the line between the hosts, for lazymig; 0: as it is
 	verbose  bool
 }
 
@@ -64,6 +69,7 @@ func run(ctx context.Context) (err error) {
 	which := flag.String("systems", "lazymig,stock,plain", "what is measured")
 	runs := flag.Int("runs", 3, "moves of each kind; medians are printed")
 	gap := flag.Duration("gap", 500*time.Microsecond, "between two touches of random pages")
+	rtt := flag.Duration("rtt", 0, "round trip of the line that lazymig moves over; the others have none")
 	out := flag.String("out", "docs/benchmarks.md", "report to `FILE` below the project; empty: none")
 	program := flag.String("lazymig", "bin/lazymig", "the program, below the project's bin")
 	verbose := flag.Bool("v", false, "print each move's details and logs of failures")
@@ -80,7 +86,7 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &bench{lazymig: filepath.Join(root, *program), gap: *gap, verbose: *verbose}
+	b := &bench{lazymig: filepath.Join(root, *program), gap: *gap, rtt: *rtt, verbose: *verbose}
 	if b.criu, err = setup.Find(""); err != nil {
 		return err
 	}
