@@ -55,6 +55,7 @@ const (
 	// openMatters are the flags by which handles differ for the source; it ignores the others.
 	openMatters  = syscall.O_ACCMODE | syscall.O_SYNC | syscall.O_DSYNC | syscall.O_NOATIME | syscall.O_DIRECTORY
 	maxSeedPages = 64 << 20 // bytes of file contents
+	maxSeedFile  = 32 << 20 // of one file
 	seedPiece    = 256 << 10
 	seedReaders  = 8
 	fetchTime    = 5 * time.Second // on a slow line the rest is read when it is needed
@@ -184,13 +185,16 @@ func (s *seeds) fetch(ctx context.Context, list []wire.FileSeed) {
 		if h == nil || f.Entry.Node == 0 {
 			continue
 		}
+		whole := min(room, maxSeedFile)
+		room -= whole
 		for _, r := range f.Data {
-			for r.Len > 0 && r.Len <= room && ctx.Err() == nil && time.Now().Before(until) {
+			for r.Len > 0 && r.Len <= whole && ctx.Err() == nil && time.Now().Before(until) {
 				p := piece{f.Entry.Node, h.Handle, r.Off, min(r.Len, seedPiece)}
 				todo <- p
-				r.Off, r.Len, room = r.Off+p.size, r.Len-p.size, room-p.size
+				r.Off, r.Len, whole = r.Off+p.size, r.Len-p.size, whole-p.size
 			}
 		}
+		room += whole
 	}
 	close(todo)
 	wg.Wait()

@@ -28,6 +28,7 @@ var criuLooks = []string{
 type seedList struct {
 	paths   map[string]*remotefs.SeedPath
 	written map[string]bool // the tree itself may write there, at any time
+	deleted []string        // where files that are open had a name
 }
 
 // treeSeeds are the paths that /proc names of these processes. pages: also those parts of files that the restore reads for sure,
@@ -86,6 +87,9 @@ func (l *seedList) link(root, link string) (string, *remotefs.SeedPath) {
 		return "", nil // it has ended; the freeze tells
 	}
 	p = inside(root, p)
+	if was, ok := strings.CutSuffix(p, " (deleted)"); ok && strings.HasPrefix(was, "/") {
+		l.deleted = append(l.deleted, was)
+	}
 	return p, l.at(p)
 }
 
@@ -177,6 +181,18 @@ func (l *seedList) list() []remotefs.SeedPath {
 	return out
 }
 
+// ghosts adds the names that CRIU makes for a moment for deleted files (criu/files-reg.c: ghost_path): it looks whether they are free.
+func (l *seedList) ghosts(dir string) {
+	const most = 16 // of each: all with all
+	found, _ := filepath.Glob(filepath.Join(dir, "ghost-file-*.img"))
+	for _, g := range found[:min(len(found), most)] {
+		id, _ := strings.CutPrefix(strings.TrimSuffix(filepath.Base(g), ".img"), "ghost-file-")
+		for _, p := range l.deleted[:min(len(l.deleted), most)] {
+			l.at(p + ".cr." + id + ".ghost")
+		}
+	}
+}
+
 // seed says to the file server what a restore of the running tree would ask for.
 func (s *Source) seed() {
 	var pids []int
@@ -200,5 +216,6 @@ func (s *Source) seedFrozen() {
 	for _, p := range named {
 		l.at(p)
 	}
+	l.ghosts(s.result.ImagesDir)
 	s.files.Frozen(l.list())
 }

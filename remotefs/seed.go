@@ -341,7 +341,7 @@ func (t *telling) file(p SeedPath, k seedKey) error {
 		}
 	}
 	if !t.frozen && !dir && p.Data && len(f.Data) == 0 && settled(&f.Entry.Attr) {
-		if data := t.resident(n, f.Entry.Attr.Size, p.Ranges); !t.full(16 * len(data)) {
+		if data := t.worth(n, f.Entry.Attr.Size, p.Ranges); !t.full(16 * len(data)) {
 			f.Data = data
 			t.size += 16 * len(data)
 		}
@@ -372,29 +372,37 @@ func settled(a *wire.FileAttr) bool {
 	return time.Since(time.Unix(last, 0)) > settledAfter+time.Second
 }
 
-// resident are the pieces of a file of which a page is in memory, and those around ranges.
-func (t *telling) resident(n *node, size uint64, ranges []wire.FileRange) []wire.FileRange {
+// worth are the parts of a file to be sent ahead: first those around ranges, which are read for sure, then those of which a page is in memory.
+func (t *telling) worth(n *node, size uint64, ranges []wire.FileRange) []wire.FileRange {
 	if size == 0 || size > maxSeedFile {
 		return nil
 	}
-	chunks := make([]bool, (size+seedChunk-1)/seedChunk)
+	sure, resident := make([]bool, (size+seedChunk-1)/seedChunk), make([]bool, (size+seedChunk-1)/seedChunk)
 	for _, r := range ranges {
 		if r.Len == 0 || r.Off >= size {
 			continue
 		}
-		for i := r.Off / seedChunk; i <= (r.Off+min(r.Len, size-r.Off)-1)/seedChunk; i++ {
-			chunks[i] = true
+		first, last := int(r.Off/seedChunk), int((r.Off+min(r.Len, size-r.Off)-1)/seedChunk)
+		for i := max(0, first-seedAround); i < min(len(sure), last+seedAround+1); i++ {
+			sure[i] = true
 		}
 	}
 	if fd, err := t.s.reopen(n.fd, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_NOATIME); err == nil {
-		markResident(fd, int(size), chunks) // else the ranges alone
+		markResident(fd, int(size), resident) // else the ranges alone
 		_ = unix.Close(fd)
 	}
-	var out []wire.FileRange
-	for i := range chunks {
+	for i, yes := range sure {
+		resident[i] = resident[i] && !yes
+	}
+	return append(joined(sure, size), joined(resident, size)...)
+}
+
+// joined are the ranges that chunks make.
+func joined(chunks []bool, size uint64) (out []wire.FileRange) {
+	for i, yes := range chunks {
 		off := uint64(i) * seedChunk
 		switch {
-		case !slices.Contains(chunks[max(0, i-seedAround):min(len(chunks), i+seedAround+1)], true):
+		case !yes:
 		case len(out) > 0 && out[len(out)-1].Off+out[len(out)-1].Len == off:
 			out[len(out)-1].Len += min(seedChunk, size-off)
 		default:

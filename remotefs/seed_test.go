@@ -157,14 +157,25 @@ func TestSeedData(t *testing.T) {
 	defer tell.close()
 	n, err := tell.node(byName(t, list)["f"].Entry.Node)
 	must(t, err)
+	// All of it is in memory, as it has just been written.
 	const size = 3*seedChunk + 5
-	if got := tell.resident(n, size, []wire.FileRange{{Off: 10, Len: 1}}); !slices.Equal(got, []wire.FileRange{{Len: size}}) { // it has just been written
-		t.Errorf("resident: %v", got)
+	if got := tell.worth(n, size, nil); !slices.Equal(got, []wire.FileRange{{Len: size}}) {
+		t.Errorf("worth: %v", got)
 	}
-	for _, r := range []wire.FileRange{{Off: 1 << 62, Len: 1}, {Off: 0, Len: 1 << 63}, {Off: ^uint64(0), Len: ^uint64(0)}} {
-		if got := tell.resident(n, 5, []wire.FileRange{r}); !slices.Equal(got, []wire.FileRange{{Len: 5}}) {
-			t.Errorf("resident with range %v: %v", r, got)
+	for _, r := range []wire.FileRange{{Off: 10, Len: 1}, {Off: 0, Len: 1 << 63}} {
+		if got := tell.worth(n, size, []wire.FileRange{r}); !slices.Equal(got, []wire.FileRange{{Len: size}}) {
+			t.Errorf("worth with range %v: %v", r, got)
 		}
+	}
+	for _, r := range []wire.FileRange{{Off: 1 << 62, Len: 1}, {Off: ^uint64(0), Len: ^uint64(0)}, {Off: 5}} {
+		if got := tell.worth(n, 5, []wire.FileRange{r}); !slices.Equal(got, []wire.FileRange{{Len: 5}}) {
+			t.Errorf("worth with range %v: %v", r, got)
+		}
+	}
+	far := []wire.FileRange{{Off: 20 * seedChunk, Len: 1}} // first what is sure, then the rest
+	must(t, os.Truncate(filepath.Join(dir, "a/b/f"), 40*seedChunk))
+	if got := tell.worth(n, 40*seedChunk, far); len(got) < 2 || got[0] != (wire.FileRange{Off: (20 - seedAround) * seedChunk, Len: (2*seedAround + 1) * seedChunk}) || got[1].Off != 0 {
+		t.Errorf("worth with a range far behind: %v", got)
 	}
 }
 
