@@ -222,12 +222,25 @@ const (
 	notifyResend     = 7
 )
 
-// resend makes the kernel send all requests again that were read and not answered.
-func (d *device) resend() error {
+// Resend makes the kernel send all requests again that were read from a mounted /dev/fuse and not answered. Until somebody reads them, who
+// waits can be killed.
+func Resend(fd int) error {
+	_, err := unix.Write(fd, resendMessage())
+	if err != nil {
+		return fmt.Errorf("ask kernel for unanswered requests: %w", err)
+	}
+	return nil
+}
+
+func resendMessage() []byte {
 	b := make([]byte, 16)
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))
 	binary.NativeEndian.PutUint32(b[4:], notifyResend)
-	err := d.write(b)
+	return b
+}
+
+func (d *device) resend() error {
+	err := d.write(resendMessage())
 	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EPERM) { // EPERM: not connected any more
 		return errUnmounted
 	}

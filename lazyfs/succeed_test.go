@@ -53,7 +53,13 @@ func TestReplyLost(t *testing.T) {
 		{"rmdir", func() error { return unix.Rmdir(at("emptied")) }},
 		{"setattr", func() error { return os.Truncate(at("cut"), 8) }},
 		{"setxattr", func() error { return unix.Setxattr(at("seen"), "user.x", []byte("v"), unix.XATTR_CREATE) }},
-		{"open", func() error { f, err := os.Open(at("read")); defer f.Close(); return err }},
+		{"open", func() error {
+			f, err := os.Open(at("read"))
+			if err == nil {
+				err = f.Close()
+			}
+			return err
+		}},
 		{"read", func() error {
 			b, err := os.ReadFile(at("read"))
 			if err == nil && string(b) != "contents of read" {

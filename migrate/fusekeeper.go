@@ -8,27 +8,29 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/lazyfs"
 )
 
 // FuseKeeperArg is the hidden subcommand that runs FuseKeeperMain.
 const FuseKeeperArg = "fuse-keeper"
 
-// FuseKeeperMain is the daemon's parent. It passes on what agent and daemon say to each other, keeps /dev/fuse from the grant on, and starts
+// FuseKeeperMain is the daemon's parent. It passes on what agent and daemon say to each other, keeps /dev/fuse from the question for the grant on, and starts
 // the next daemon when one dies; the tree waits meanwhile. It survives the agent.
 //
 // Who dies with whom: a mount must be neither lost with one process nor held by one that can't be killed. The last descriptor of /dev/fuse
 // ends a connection, and only that (or its abort) ends the wait of a process for an answer, even of a killed one. So who holds it must never wait for the mount
 // itself: not the guardian, whose root it is, but this process, which opens no file after its start.
 //
-//	daemon dies before the grant    so does the keeper: the mount ends, the migration is given up
+//	daemon dies before it holds     so does the keeper: the mount ends, the migration is given up
 //	daemon dies later               the next takes over; before Linux 6.9, where requests can't be sent again, the mount ends
 //	keeper dies                     the agent, which has a copy of /dev/fuse, ends the daemon and starts both again
-//	agent dies                      keeper and daemon go on; files that come over the network wait if the lane is lost, too
+//	agent dies                      keeper and daemon go on; files that come over the network wait if the lane is lost, too, for the next agent (fuseSocket)
 //	mount ends                      daemon and keeper wait for the agent's last words, and end when it says so or is gone
 func FuseKeeperMain(log *slog.Logger) error {
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE) // a terminal's signals are the agent's business
@@ -41,7 +43,7 @@ func FuseKeeperMain(log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("find own program: %w", err)
 	}
-	k := &fuseKeeper{exe: exe, log: log, agent: agent, kept: -1, heard: make(chan keeperEvent)}
+	k := &fuseKeeper{exe: exe, log: log, agent: agent, kept: -1, heard: make(chan keeperEvent), next: make(chan *fdpass.Socket)}
 	go k.hear(agent)
 	err = k.run()
 	k.end()
@@ -54,15 +56,17 @@ type fuseKeeper struct {
 	log   *slog.Logger
 	agent *fdpass.Socket // nil: it is gone
 	heard chan keeperEvent
+	next  chan *fdpass.Socket // other agents
 
-	cfg    *fuseConfig // for the next daemon
-	kept   int         // /dev/fuse, -1 before the grant
-	handed bool        // the grant has been given
-	over   bool        // the mount is gone
-	child  *exec.Cmd   // nil: there is none
-	sock   *fdpass.Socket
-	born   time.Time
-	pause  time.Duration
+	cfg      *fuseConfig // for the next daemon
+	kept     int         // /dev/fuse, -1 before it is held
+	outlives bool        // the agent may go away
+	laneless bool        // the daemon waits for a connection
+	over     bool        // the mount is gone
+	child    *exec.Cmd   // nil: there is none
+	sock     *fdpass.Socket
+	born     time.Time
+	pause    time.Duration
 }
 
 // keeperEvent is a message of the agent or the daemon, or the end of its socket.
@@ -94,6 +98,49 @@ func (k *fuseKeeper) hear(s *fdpass.Socket) {
 	}
 }
 
+// fuseSocket is where another agent finds the keeper, in the migration's directory.
+const fuseSocket = "fuse.sock"
+
+// listen waits for other agents. The socket of a keeper before this one is of no use any more.
+func (k *fuseKeeper) listen() error {
+	if err := os.Remove(filepath.Join(k.cfg.StoreDir, fuseSocket)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove old socket: %w", err)
+	}
+	f, err := fdpass.Bind(k.cfg.StoreDir, fuseSocket)
+	if err != nil {
+		return err
+	}
+	return fdpass.Listen(f, func(s *fdpass.Socket) { k.next <- s }, func(err error) { k.log.Error("connection of an agent", "err", err) })
+}
+
+// follow makes s the agent and tells it what it must know. It takes the place of another one.
+func (k *fuseKeeper) follow(s *fdpass.Socket) {
+	if !k.outlives {
+		k.log.Warn("agent refused: there is one, and nothing to outlive that")
+		s.Close()
+		return
+	}
+	if k.agent != nil {
+		k.tell(encode(fuseMsg{Op: "replaced"}))
+		k.agent.Shutdown() // who listens to it closes it
+	}
+	k.agent = s
+	go k.hear(s)
+	k.tell(encode(fuseMsg{Op: "config", Config: k.cfg}))
+	if k.kept >= 0 {
+		f, err := fdpass.File(k.kept, "/dev/fuse")
+		if err != nil {
+			k.log.Error("give /dev/fuse to agent", "err", err)
+			return
+		}
+		k.tell(encode(fuseMsg{Op: "keep"}), f)
+		f.Close()
+	}
+	if k.laneless {
+		k.tell(encode(fuseMsg{Op: "lost"}))
+	}
+}
+
 // A daemon that lived shorter than longLife is followed by the next after a pause, twice as long each time.
 const (
 	daemonLongLife = 5 * time.Second
@@ -105,10 +152,20 @@ const (
 func (k *fuseKeeper) run() error {
 	k.pause = daemonPauseMin
 	var again <-chan time.Time
+	look := time.NewTicker(mountLook)
+	defer look.Stop()
 	for {
 		var e keeperEvent
 		select {
 		case e = <-k.heard:
+		case s := <-k.next:
+			k.follow(s)
+			continue
+		case <-look.C:
+			if k.agent == nil && k.kept >= 0 && mountGone(k.kept) {
+				return nil // a daemon without a connection does not see that
+			}
+			continue
 		case <-again:
 			again = nil
 			if err := k.start(nil); err != nil {
@@ -121,7 +178,7 @@ func (k *fuseKeeper) run() error {
 		case e.from == k.agent && e.err != nil:
 			k.agent.Close()
 			k.agent = nil
-			if !k.handed || k.over {
+			if !k.outlives || k.over {
 				return nil
 			}
 			k.log.Warn("the agent is gone; the tree's files are served on", "err", e.err)
@@ -129,8 +186,11 @@ func (k *fuseKeeper) run() error {
 			if done, err := k.fromAgent(e); done || err != nil {
 				return err
 			}
-		case e.from != k.sock: // of a daemon that has been buried
+		case e.from != k.sock: // of a daemon that has been buried, or an agent that was replaced
 			fdpass.CloseAll(e.files)
+			if e.err != nil {
+				e.from.Close()
+			}
 		case e.err == nil && e.m.Op == "unmounted":
 			if k.over = true; k.agent == nil {
 				return nil
@@ -145,10 +205,23 @@ func (k *fuseKeeper) run() error {
 			case k.kept < 0:
 				return fmt.Errorf("FUSE daemon has ended: %w", err)
 			}
+			if err := lazyfs.Resend(k.kept); err != nil { // for the next one; until then whoever waits can be killed
+				k.log.Debug("FUSE requests of the daemon that died", "err", err)
+			}
 			k.log.Error("FUSE daemon has died; the next takes over", "err", err, "state", "the tree waits for files meanwhile")
 			again = time.After(k.backoff())
 		}
 	}
+}
+
+// mountLook is how often a keeper without an agent looks whether its mount is still there.
+const mountLook = time.Second
+
+// mountGone says whether a connection has ended (fs/fuse/dev.c, fuse_dev_poll).
+func mountGone(fd int) bool {
+	p := []unix.PollFd{{Fd: int32(fd)}}
+	n, err := unix.Poll(p, 0)
+	return err == nil && n == 1 && p[0].Revents&unix.POLLERR != 0
 }
 
 // backoff is how long to wait before the next start.
@@ -169,17 +242,24 @@ func (k *fuseKeeper) fromAgent(e keeperEvent) (bool, error) {
 		return true, nil
 	case e.m.Op == "config" && k.cfg == nil && e.m.Config != nil && len(e.files) == 1:
 		k.cfg = e.m.Config
+		if err := k.listen(); err != nil {
+			return false, err
+		}
 		if !k.cfg.TakeOver {
 			return false, k.start(e.files[0])
 		}
 		var err error
-		k.handed = true
+		k.outlives = true
 		if k.kept, err = fdpass.Number(e.files[0]); err != nil {
 			return false, err
 		}
 		return false, k.start(nil)
+	case e.m.Op == "outlive":
+		k.outlives = true
 	case e.m.Op == "granted":
-		k.handed = true
+		k.outlives, k.cfg.Granted, k.cfg.Granting = true, true, true
+	case e.m.Op == "lane":
+		k.laneless = k.sock == nil
 	}
 	if k.sock == nil { // between two daemons: a lane is asked for again
 		return false, nil
@@ -192,6 +272,12 @@ func (k *fuseKeeper) fromAgent(e keeperEvent) (bool, error) {
 
 func (k *fuseKeeper) fromDaemon(e keeperEvent) {
 	defer fdpass.CloseAll(e.files)
+	switch e.m.Op {
+	case "granted":
+		k.cfg.Granting = false
+	case "lost":
+		k.laneless = true
+	}
 	if e.m.Op == "keep" && len(e.files) == 1 && k.kept < 0 {
 		k.tell(e.raw, e.files...)
 		var err error
@@ -219,11 +305,10 @@ func (k *fuseKeeper) start(dev *os.File) error {
 	cfg := *k.cfg
 	cfg.TakeOver = dev == nil
 	if cfg.TakeOver {
-		fd, err := unix.FcntlInt(uintptr(k.kept), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			return fmt.Errorf("copy /dev/fuse: %w", err)
+		var err error
+		if dev, err = fdpass.File(k.kept, "/dev/fuse"); err != nil {
+			return err
 		}
-		dev = os.NewFile(uintptr(fd), "/dev/fuse")
 		defer dev.Close()
 	}
 	sock, peer, err := fdpass.Pair()
@@ -244,6 +329,7 @@ func (k *fuseKeeper) start(dev *os.File) error {
 		return nil // its end is heard
 	}
 	if cfg.TakeOver {
+		k.laneless = true
 		k.tell(encode(fuseMsg{Op: "restarted"}))
 		k.tell(encode(fuseMsg{Op: "lost"})) // the lane, with the daemon before
 	}

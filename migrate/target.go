@@ -278,6 +278,9 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	if err := t.enter(Asked, ""); err != nil {
 		return false, err
 	}
+	if err := t.fuse.outlive(ctx); err != nil {
+		return false, err
+	}
 	if err := t.capsule.Outlive(ctx); err != nil {
 		return false, err
 	}

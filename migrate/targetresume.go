@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 
 	"github.com/lazymig/lazymig/restore"
+	"github.com/lazymig/lazymig/wire"
 )
 
 // pickUp takes up what an agent before this one has left: trees that are held, since the source may have granted them, and trees that run. The rest is
@@ -65,8 +66,20 @@ func (a *Agent) found(ctx context.Context, k Known) (*Target, error) {
 }
 
 // takeUp takes over capsule and FUSE daemon, and starts a handler.
-func (t *Target) takeUp(ctx context.Context) error {
+func (t *Target) takeUp(ctx context.Context) (err error) {
 	opt := &t.a.opt
+	if t.fuse, err = attachFuseDaemon(t.rec.Dir, func() { t.ask(wire.LaneFiles) }, t.log); err != nil {
+		t.fuse = nil
+		if t.state == Asked || t.state == Granted {
+			return err
+		}
+		t.log.Error("the tree's files are out of reach for this agent", "err", err)
+	}
+	defer func() {
+		if err != nil && t.fuse != nil {
+			t.fuse.leave()
+		}
+	}()
 	c, f, err := restore.Adopt(ctx, restore.Options{ID: t.id, Exe: opt.Exe, Dir: t.rec.Dir, Log: t.log})
 	if err != nil {
 		return err

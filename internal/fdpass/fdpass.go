@@ -240,6 +240,15 @@ func Number(f *os.File) (fd int, err error) {
 	return fd, nil
 }
 
+// File makes a file of one more descriptor of fd's, to be sent.
+func File(fd int, name string) (*os.File, error) {
+	n, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("copy descriptor of %s: %w", name, err)
+	}
+	return os.NewFile(uintptr(n), name), nil
+}
+
 // CloseAll closes what was received and is not wanted.
 func CloseAll(files []*os.File) {
 	for _, f := range files {
