@@ -142,7 +142,7 @@ func (s *Store) listRoot(ctx context.Context) error {
 	if err := s.list(ctx, s.root); err != nil {
 		return err
 	}
-	s.plan.changed[s.root], s.plan.begun = struct{}{}, true
+	s.plan.changed[s.root] = struct{}{}
 	for name, x := range s.root.listing {
 		if !kernelDirs[name] || !x.isDir() {
 			continue
@@ -163,6 +163,7 @@ func (s *Store) listRoot(ctx context.Context) error {
 			s.plan.changed[x] = struct{}{}
 		}
 	}
+	s.plan.begun = true // not before: a round may be interrupted in the middle
 	return nil
 }
 
