@@ -14,10 +14,10 @@ type checker struct {
 	proc   *lab.Proc
 }
 
-func (r *rig) checker(h *lab.Host, mb, threads int) *checker {
+func (r *rig) checker(h *lab.Host, mb, threads int, more ...string) *checker {
 	r.t.Helper()
 	c := &checker{r: r, status: "/srv/status"}
-	c.proc = r.spawn(h, r.dir+"/checker", strconv.Itoa(mb), strconv.Itoa(threads), c.status)
+	c.proc = r.spawn(h, append([]string{r.dir + "/checker", strconv.Itoa(mb), strconv.Itoa(threads), c.status}, more...)...)
 	r.eventually("checker to check", func() bool { w, _ := r.status(h, c.status); return w == "run" })
 	return c
 }

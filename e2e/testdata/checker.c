@@ -1,10 +1,13 @@
-// checker SIZE_MB THREADS STATUS: holds memory whose every word it can check, and goes on checking and changing it.
+// checker SIZE_MB THREADS STATUS [IP PORT]: holds memory whose every word it can check, and goes on checking and changing it.
 //
 // Page i of generation g holds word j = mix(i, g, j). Threads take random pages of their own share, check all words, and
 // write every fourth one anew. STATUS is rewritten all the time: rounds, the longest pause by CLOCK_REALTIME in µs, when it
-// ended, wrong pages. On SIGTERM every page is checked once more; the last line says OK or BAD, and so does the exit code.
+// ended, wrong pages. With IP and PORT each step (a millisecond's work) is told to a witness there by UDP, and the next is made when
+// it has answered. On SIGTERM every page is checked once more; the last line says OK or BAD, and so does the exit code.
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -56,6 +59,27 @@ static void *worker(void *arg) {
   return 0;
 }
 
+// steps counts, one word to the witness at a time; an answer that does not come is asked for again.
+static void *steps(void *arg) {
+  char **argv = arg;
+  struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(atoi(argv[5]))};
+  inet_pton(AF_INET, argv[4], &to.sin_addr);
+  int fd = socket(AF_INET, SOCK_DGRAM, 0);
+  if (fd < 0) _exit(5);
+  for (uint64_t step = 1; !stop; step++) {
+    uint64_t word[2] = {step, atomic_load(&wrong)}, answer = 0;
+    while (answer != step && !stop) {
+      sendto(fd, word, sizeof word, 0, (void *)&to, sizeof to);
+      struct pollfd p = {.fd = fd, .events = POLLIN};
+      while (answer != step && poll(&p, 1, 100) > 0)
+        if (recv(fd, &answer, sizeof answer, MSG_DONTWAIT) != sizeof answer) answer = 0; // what is queued does not move
+    }
+    struct timespec ms = {0, 1000000};
+    nanosleep(&ms, 0);
+  }
+  return 0;
+}
+
 static void on_term(int s) { stop = 1; }
 
 static int64_t now(void) {
@@ -81,6 +105,8 @@ int main(int argc, char **argv) {
   signal(SIGTERM, on_term);
   pthread_t t[256];
   for (int k = 0; k < threads && k < 256; k++) pthread_create(&t[k], 0, worker, (void *)(size_t)k);
+  pthread_t w;
+  if (argc > 5) pthread_create(&w, 0, steps, argv);
   int64_t last = now(), pause = 0, when = 0, said = 0;
   while (!stop) {
     struct timespec ms = {0, 500000};
