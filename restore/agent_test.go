@@ -27,6 +27,8 @@ type agentConfig struct {
 	ID   wire.ID
 	Dir  string
 	PIDs []int32
+
+	Outlive bool // before it says that the tree is held
 }
 
 // agentMain holds a restore, and lets go when its standard input says so.
@@ -35,12 +37,17 @@ func agentMain(arg string) error {
 	if err := json.Unmarshal([]byte(arg), &cfg); err != nil {
 		return err
 	}
-	c, err := Start(context.Background(), Options{ID: cfg.ID, ImagesDir: cfg.Dir, BindRoot: "/", PIDs: cfg.PIDs})
+	c, err := Start(context.Background(), Options{ID: cfg.ID, Dir: cfg.Dir, ImagesDir: cfg.Dir, BindRoot: "/", PIDs: cfg.PIDs})
 	if err != nil {
 		return err
 	}
 	if err := c.Restore(context.Background(), RestoreOptions{NotLazy: true}); err != nil {
 		return err
+	}
+	if cfg.Outlive {
+		if err := c.Outlive(context.Background()); err != nil {
+			return err
+		}
 	}
 	fmt.Println("held", c.PID(), c.groups.top)
 	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
@@ -53,10 +60,11 @@ func agentMain(arg string) error {
 	select {} // until killed
 }
 
-// An agent that is killed takes a held capsule with it, but not one that runs.
+// An agent that is killed takes a held capsule with it, but not one that may outlive it, or runs: that the next agent takes over.
 func TestAgentKilled(t *testing.T) {
-	for _, release := range []bool{false, true} {
-		t.Run(fmt.Sprintf("release=%v", release), func(t *testing.T) {
+	for _, how := range []string{"held", "asked", "released"} {
+		release := how == "released"
+		t.Run(how, func(t *testing.T) {
 			kerneltest.Leaks(t)
 			kerneltest.NeedRoot(t)
 			tr := startTree(t, 4)
@@ -64,7 +72,8 @@ func TestAgentKilled(t *testing.T) {
 			dir := tr.dump(t)
 			tr.kill()
 			before := tr.counters()
-			arg, err := json.Marshal(agentConfig{ID: wire.NewID(), Dir: dir, PIDs: pids})
+			id := wire.NewID()
+			arg, err := json.Marshal(agentConfig{ID: id, Dir: dir, PIDs: pids, Outlive: how == "asked"})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -109,10 +118,8 @@ func TestAgentKilled(t *testing.T) {
 			if err := cmd.Process.Kill(); err != nil {
 				t.Fatal(err)
 			}
-			if release {
-				tr.running(t)
-				tr.verify(t)
-				tr.running(t)
+			if how != "held" {
+				adopted(t, tr, Options{ID: id, Dir: dir}, release)
 				return
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), kerneltest.Patience)
@@ -125,6 +132,40 @@ func TestAgentKilled(t *testing.T) {
 			}
 		})
 	}
+}
+
+// adopted takes a capsule over whose agent has been killed.
+func adopted(t *testing.T, tr *tree, o Options, released bool) {
+	t.Helper()
+	if released {
+		tr.running(t)
+	}
+	before := tr.counters()
+	c, f, err := Adopt(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if (f.Resumed != nil) != released || f.Drained != nil || f.Exited != nil {
+		t.Errorf("found %+v", f)
+	}
+	if !released && tr.counters() != before {
+		t.Error("the held tree has run")
+	}
+	r, err := c.Release(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if released && *f.Resumed != r {
+		t.Errorf("resumed %+v, found %+v", r, *f.Resumed)
+	}
+	tr.running(t)
+	tr.verify(t)
+	tr.running(t)
 }
 
 func TestFixups(t *testing.T) {

@@ -237,8 +237,11 @@ func (g *guardian) let() (*restoring, error) {
 		return nil, errNotHeld
 	}
 	select {
-	case <-r.finish:
+	case <-r.finish: // looked at first: then done may be closed, too
 		return r, nil
+	default:
+	}
+	select {
 	case <-r.done: // criu died while it held
 		return nil, errNotHeld
 	default:
