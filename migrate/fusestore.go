@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/lazymig/lazymig/lazyfs/store"
 )
@@ -18,7 +19,8 @@ type storeMsg struct {
 	Do     string          `json:"do,omitempty"` // move, status, files, settle, local, remove, done
 	Want   *store.Want     `json:"want,omitempty"`
 	Inodes []uint64        `json:"inodes,omitempty"`
-	Paths  []string        `json:"paths,omitempty"` // remove
+	Paths  []string        `json:"paths,omitempty"`  // remove
+	Within time.Duration   `json:"within,omitempty"` // settle: nobody waits for it any longer
 	Error  string          `json:"error,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
 	File   string          `json:"file,omitempty"` // holds the result, which is too long for a message
@@ -46,7 +48,11 @@ func (d *fuseDaemon) storeFiles(ctx context.Context) (f []store.File, err error)
 // storeSettle completes the store. The tree must be stopped, and what it has mapped and written must have been written back by fsync.
 // After an error, and if anything is undecided, the tree goes on as before.
 func (d *fuseDaemon) storeSettle(ctx context.Context) (st store.Settled, err error) {
-	err = d.askStore(ctx, storeMsg{Do: "settle"}, &st)
+	q := storeMsg{Do: "settle"}
+	if end, ok := ctx.Deadline(); ok {
+		q.Within = time.Until(end)
+	}
+	err = d.askStore(ctx, q, &st)
 	return st, err
 }
 
@@ -175,6 +181,11 @@ func doStore(ctx context.Context, s *store.Store, q storeMsg) (any, error) {
 	case "files":
 		return s.Files(), nil
 	case "settle":
+		if q.Within != 0 {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, q.Within, errors.New("the source does not answer"))
+			defer cancel()
+		}
 		return s.Settle(ctx)
 	case "local":
 		paths := map[uint64][]byte{}

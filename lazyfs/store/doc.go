@@ -31,6 +31,6 @@
 //
 // # Locks
 //
-// Store.pass before Store.mu. lazyfs calls the watcher's methods with a lock of its own held: they take mu only. No lock but pass is held
-// while the network or a disk is waited for.
+// Store.pass before Store.tree before Store.mu. lazyfs calls the watcher's methods with a lock of its own held: they take mu only. No lock but pass and tree
+// is held while the network or a disk is waited for.
 package store

@@ -205,7 +205,7 @@ func (s *Store) reach(ctx context.Context, g goal) (done bool, err error) {
 		delete(s.strange, g.node)
 		s.mu.Unlock()
 		if isGone(err) {
-			return true, s.reachNameless(ctx, g.node)
+			return true, s.reachAlone(ctx, g.node)
 		} else if err != nil {
 			return false, fmt.Errorf("find path of node %d: %w", g.node, err)
 		}
@@ -217,7 +217,7 @@ func (s *Store) reach(ctx context.Context, g goal) (done bool, err error) {
 	w, err := s.walk(ctx, p, write)
 	switch {
 	case isGone(err) && g.kind <= goalChanged: // renamed or removed meanwhile: where it went is another goal
-		return true, s.reachNameless(ctx, g.node)
+		return true, s.reachAlone(ctx, g.node)
 	case isGone(err):
 		return true, nil // the tree does not find it either
 	case err != nil:
@@ -360,6 +360,13 @@ func (s *Store) resolve(ctx context.Context, up, o *object, name, p string) (boo
 	}
 	s.plan.changed[up] = struct{}{}
 	return true, nil
+}
+
+// reachAlone is reachNameless for who does not hold tree.
+func (s *Store) reachAlone(ctx context.Context, node uint64) error {
+	s.tree.Lock()
+	defer s.tree.Unlock()
+	return s.reachNameless(ctx, node)
 }
 
 // reachNameless takes a file that is open and has no name.

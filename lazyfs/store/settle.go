@@ -43,6 +43,9 @@ func (s *Store) Settle(ctx context.Context) (*Settled, error) {
 	}()
 	s.pass.Lock()
 	defer s.pass.Unlock()
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("settle files: %w", context.Cause(ctx))
+	}
 	s.final.Store(true)
 	defer s.final.Store(false)
 	if !s.started {

@@ -48,7 +48,7 @@ func (o *object) stateLocked() (state string, left int64) {
 	return stateForwarded, left
 }
 
-// Status tells where the files stand. It waits for a round that is at work no longer than it takes to copy what is under way.
+// Status tells where the files stand.
 func (s *Store) Status() Status {
 	st := Status{Copied: s.copied.Load(), Foreign: map[string]int{}}
 	s.mu.Lock()
@@ -77,10 +77,10 @@ func (s *Store) Status() Status {
 	return st
 }
 
-// Files lists all files, by path. It waits for the round at work.
+// Files lists all files, by path.
 func (s *Store) Files() []File {
-	s.pass.Lock()
-	defer s.pass.Unlock()
+	s.tree.RLock()
+	defer s.tree.RUnlock()
 	var list []*object
 	var all []File
 	s.mu.Lock()

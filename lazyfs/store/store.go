@@ -91,6 +91,8 @@ type Store struct {
 	started bool
 	plan    plan
 
+	tree sync.RWMutex // held by a pass where it changes copies' names, and by who reads them without pass. After pass, before mu
+
 	mu       sync.Mutex
 	byNode   map[uint64]*object
 	opens    map[uint64]*opens
@@ -326,10 +328,7 @@ func (s *Store) round(ctx context.Context) error {
 	if err := s.relist(ctx); err != nil {
 		return err
 	}
-	if err := s.apply(ctx); err != nil {
-		return err
-	}
-	if err := s.missed(ctx); err != nil {
+	if err := s.rename(ctx); err != nil {
 		return err
 	}
 	if err := s.visitAll(ctx, func(o *object) bool { return !o.isDir() }); err != nil {
@@ -338,7 +337,19 @@ func (s *Store) round(ctx context.Context) error {
 	if err := s.visitAll(ctx, (*object).isDir); err != nil { // after what is made and removed in them, which changes their times
 		return err
 	}
+	s.tree.Lock()
+	defer s.tree.Unlock()
 	return s.drop()
+}
+
+// rename gives the copies their names.
+func (s *Store) rename(ctx context.Context) error {
+	s.tree.Lock()
+	defer s.tree.Unlock()
+	if err := s.apply(ctx); err != nil {
+		return err
+	}
+	return s.missed(ctx)
 }
 
 // relist lists directories until there is none whose names have changed.
