@@ -119,17 +119,18 @@ func (s *Store) make(o *object, target string) error {
 	if err != nil {
 		return fmt.Errorf("make copy of inode %d: %w", o.ino, err)
 	}
-	o.made, o.hidden, o.size = true, true, 0
-	s.mu.Lock()
-	o.in = true
-	s.dirty[o] = struct{}{}
-	s.touched[o]++
-	s.mu.Unlock()
 	if o.isDir() {
 		if o.fd, err = unix.Openat(s.hidden, name, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+			_ = unix.Unlinkat(s.hidden, name, unix.AT_REMOVEDIR) // made again when there are descriptors
 			return fmt.Errorf("open copy of inode %d: %w", o.ino, err)
 		}
 	}
+	o.made, o.hidden, o.size = true, true, 0
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o.in = true
+	s.dirty[o] = struct{}{}
+	s.touched[o]++
 	return nil
 }
 
