@@ -414,7 +414,7 @@ func (s *seeds) granted() (tell func()) {
 	return func() {
 		time.AfterFunc(pagesStay, s.dropPages)
 		for _, h := range idle {
-			s.Remote.Release(h.node, h.handle)
+			s.Release(h.node, h.handle)
 		}
 		if len(back) > 0 {
 			s.Remote.Forget(back)

@@ -302,7 +302,9 @@ func TestSeedsMounted(t *testing.T) {
 	must(t, err)
 	r := newRigWith(t, false, helperConf{Src: "/usr", Store: t.TempDir(), Seeds: []remotefs.SeedPath{
 		{Path: lib, Flags: []uint32{0, 0}, Data: true, Ranges: []wire.FileRange{{Len: uint64(len(data))}}},
-		{Path: "/lib/none"}, {Path: "/", Flags: []uint32{0}}, {Path: "/share"},
+		{Path: "/lib/none"},
+		{Path: "/", Flags: []uint32{0}},
+		{Path: "/share"},
 	}})
 	at := func(p string) string { return filepath.Join(r.mnt, p) }
 	if _, err := os.Stat(at(lib)); err != nil { // while the tree runs

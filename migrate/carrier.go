@@ -81,10 +81,9 @@ func CarrierMain(log *slog.Logger) error {
 }
 
 type carrierHeard struct {
-	from  *fdpass.Socket
-	b     []byte
-	files []*os.File
-	err   error
+	from *fdpass.Socket
+	b    []byte
+	err  error
 }
 
 // run serves one agent after the other.

@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -157,8 +156,6 @@ func (h *handedOver) take(name string) *os.File {
 	k.files = k.files[1:]
 	return f
 }
-
-var errNoWarden = errors.New("the warden is gone: what only it holds (standard streams) is lost, and nobody takes the migration up should this process be killed")
 
 // dupFile is a copy of a descriptor.
 func dupFile(f *os.File) (*os.File, error) {

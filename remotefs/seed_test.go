@@ -51,8 +51,12 @@ func TestSeed(t *testing.T) {
 	dir := seedTree(t)
 	l := newLine(t, dir)
 	l.s.Seed([]SeedPath{
-		{Path: "/", Flags: []uint32{0}}, {Path: "/link/f", Flags: []uint32{0, unix.O_RDWR | unix.O_APPEND, 0}}, {Path: "/a/b/same", Flags: []uint32{0}},
-		{Path: "/a/old"}, {Path: "/a/none/x"}, {Path: "/a/b/../gone"},
+		{Path: "/", Flags: []uint32{0}},
+		{Path: "/link/f", Flags: []uint32{0, unix.O_RDWR | unix.O_APPEND, 0}},
+		{Path: "/a/b/same", Flags: []uint32{0}},
+		{Path: "/a/old"},
+		{Path: "/a/none/x"},
+		{Path: "/a/b/../gone"},
 	})
 	l.cutAt(wire.MsgFileSeed+1, 1)
 	list, err := l.c.Seed(ctx, false)

@@ -102,7 +102,9 @@ func program(rules []Rule) []unix.SockFilter {
 		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: no, K: v}
 	}
 	p := []unix.SockFilter{
-		load(atArch), jeq(unix.AUDIT_ARCH_X86_64, 1), {Code: unix.BPF_JMP | unix.BPF_JA, K: 1}, ret(refuse),
+		load(atArch), jeq(unix.AUDIT_ARCH_X86_64, 1),
+		{Code: unix.BPF_JMP | unix.BPF_JA, K: 1},
+		ret(refuse),
 		load(atNumber), jeq(unix.SYS_CLONE3, 1), ret(unix.SECCOMP_RET_ERRNO | uint32(unix.ENOSYS)),
 	}
 	for _, r := range rules {

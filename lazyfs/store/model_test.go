@@ -232,11 +232,11 @@ func (a *actor) compareOpen(t *testing.T, r *rig, fd int) {
 	}
 	var ours unix.Stat_t
 	must(t, unix.Lstat(p, &ours))
-	links := uint64(st.Nlink)
+	links := st.Nlink
 	if links == 0 {
 		links = 1 // the hidden name
 	}
-	if ours.Mode != st.Mode || ours.Uid != st.Uid || ours.Gid != st.Gid || ours.Mtim != st.Mtim || ours.Size != st.Size || uint64(ours.Nlink) != links {
+	if ours.Mode != st.Mode || ours.Uid != st.Uid || ours.Gid != st.Gid || ours.Mtim != st.Mtim || ours.Size != st.Size || ours.Nlink != links {
 		t.Errorf("open file %d: copy %s is %+v, not %+v", fd, p, ours, st)
 	}
 	if flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0); err != nil || flags&unix.O_ACCMODE == unix.O_WRONLY || st.Mode&unix.S_IFMT != unix.S_IFREG {

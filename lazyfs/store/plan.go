@@ -517,7 +517,7 @@ func (s *Store) reachLocal(ctx context.Context, p string) error {
 	switch {
 	case x == nil || x.typ == unix.S_IFLNK: // links come as they are
 		return nil
-	case err != nil || uint32(st.Sys().(*syscall.Stat_t).Mode)&unix.S_IFMT != x.typ:
+	case err != nil || st.Sys().(*syscall.Stat_t).Mode&unix.S_IFMT != x.typ:
 		s.plan.bad[p] = "is declared to be local, but this host has nothing of its kind there"
 		return nil
 	case x.must:

@@ -28,23 +28,6 @@ func (r *ranges) add(off, end int64) {
 	*r = slices.Replace(s, i, j, span{off, end})
 }
 
-// cut takes a span out.
-func (r *ranges) cut(off, end int64) {
-	if end <= off {
-		return
-	}
-	var s ranges
-	for _, x := range *r {
-		if x.off < off {
-			s = append(s, span{x.off, min(x.end, off)})
-		}
-		if x.end > end {
-			s = append(s, span{max(x.off, end), x.end})
-		}
-	}
-	*r = s
-}
-
 // size is how many bytes below limit they hold.
 func (r ranges) size(limit int64) (n int64) {
 	for _, x := range r {

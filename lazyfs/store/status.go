@@ -1,6 +1,7 @@
 package store
 
 import (
+	"maps"
 	"slices"
 	"strings"
 )
@@ -68,9 +69,7 @@ func (s *Store) Status() Status {
 			st.Forwarded++
 		}
 	}
-	for p, n := range s.foreign {
-		st.Foreign[p] = n
-	}
+	maps.Copy(st.Foreign, s.foreign)
 	st.Blocked = s.blocked
 	st.Undecided = s.left
 	st.Ready = s.ready
