@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -158,36 +157,6 @@ func TestDetachRefused(t *testing.T) {
 	if s := r.states(b); len(s) != 1 || s[0] != "target drained" {
 		t.Errorf("records of B: %q", s)
 	}
-	ch.verdict(a, b, m.get("resumed").TargetPID)
-	r.clean()
-}
-
-// TestDetachCut cuts the network where the tree is about to be stopped: it stays drained, goes on, and waits for its source's files.
-func TestDetachCut(t *testing.T) {
-	r := newHosts(t, "checker")
-	a, b := r.l.A, r.l.B
-	gate := r.dir + "/gate"
-	r.agentWith(b, []string{"LAZYMIG_PARK=detach:" + gate})
-	ch := r.checker(a, 16, 2)
-	g := r.begin(a, b, ch.proc.Pid, append(r.locals(a, b), "--until", "detached")...)
-	r.eventually("agent to park", func() bool { return strings.Contains(r.agents[b].log.String(), "parked") })
-	if err := r.l.CutLink(r.ctx); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(gate, nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	r.eventually("the target to give up", func() bool {
-		return strings.Contains(r.agents[b].log.String(), "the tree stays with its forwarded files")
-	})
-	if err := r.l.RestoreLink(r.ctx); err != nil {
-		t.Fatal(err)
-	}
-	m := g.wait()
-	if m.code != 5 || m.get("stays") == nil {
-		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
-	}
-	r.goesOn(a, ch.status)
 	ch.verdict(a, b, m.get("resumed").TargetPID)
 	r.clean()
 }

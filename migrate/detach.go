@@ -31,6 +31,7 @@ const (
 	lookEvery  = 200 * time.Millisecond // at the store
 	noteEvery  = 2 * time.Second        // for `lazymig status`
 	againAfter = time.Second            // what keeps the tree from being moved may pass
+	stopAfter  = 5 * time.Second        // the tree has been stopped for nothing; a lost connection is back by then
 	mostTries  = 20
 	mostStops  = 3               // of the tree, for nothing
 	settleTime = 2 * time.Second // the tree is stopped meanwhile; a source that does not answer must not hold it for longer
@@ -186,6 +187,7 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 func (t *Target) switchOver(ctx context.Context, o detach.Options) (detach.Report, error) {
 	stops := 0
 	for try := 1; ; try++ {
+		pause := againAfter
 		err := t.filesReady(ctx, o.Tasks)
 		if err != nil {
 			return detach.Report{}, err
@@ -199,6 +201,7 @@ func (t *Target) switchOver(ctx context.Context, o detach.Options) (detach.Repor
 			var rep detach.Report
 			rep, err = detach.Switch(ctx, o)
 			stops++
+			pause = stopAfter
 			if err == nil {
 				return rep, nil
 			}
@@ -208,7 +211,7 @@ func (t *Target) switchOver(ctx context.Context, o detach.Options) (detach.Repor
 		}
 		t.log.Info("the tree can't leave its source's files yet", "try", try, "err", err)
 		select {
-		case <-time.After(againAfter):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return detach.Report{}, context.Cause(ctx)
 		}
