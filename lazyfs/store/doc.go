@@ -9,7 +9,7 @@
 //
 // An object is one file of the source, found by its node there, whatever names it has. lazyfs tells of each change after the source has
 // answered (watch.go), and that only marks: ranges to be copied, attributes to be looked at, directories to be listed. A round (store.go) works
-// the marks off: it lists (names.go), decides (plan.go), gives the copies names, copies and verifies contents (data.go), then sets attributes
+// the marks off: it lists (names.go), decides (plan.go, walk.go), gives the copies names, copies and verifies contents (data.go), then sets attributes
 // (attr.go), last those of directories. Marks are taken before the source is read, so what is written meanwhile is marked again. The
 // background makes rounds all the time, Settle the last ones.
 //
@@ -21,8 +21,8 @@
 //
 // # What comes
 //
-// What the tree has open, works in, and runs, with all that lies beside files that it writes; plan.go decides directory by directory whether
-// it is moved, or the target's own, and names what can't be decided.
+// What the tree has open, works in, and runs, with all that lies beside files that it writes (up to 20,000 names and 1 GB); plan.go decides directory by directory whether
+// it is moved, or the target's own, and undecided.go names what can't be decided. Each file that comes is a descriptor at the source (RLIMIT_NOFILE).
 //
 // # Trust boundary
 //
