@@ -112,6 +112,22 @@ func (s *show) in(ctx context.Context, h *lab.Host, args ...string) (string, err
 	return strings.TrimSpace(out.String()), nil
 }
 
+// local declares what the hosts' roots hold beside /srv to be the target's own: both have it from this machine.
+func (s *show) local(ctx context.Context) (args []string, err error) {
+	out, err := s.l.A.Command(ctx, "/bin/sh", "-c", `cd /; for d in *; do [ -d $d -a ! -L $d ] && echo /$d; done | grep -vxE '/(srv|dev|proc|sys)'`).Output()
+	if err != nil {
+		return nil, fmt.Errorf("list directories of host A: %w", err)
+	}
+	dirs := strings.Fields(string(out))
+	if err := s.l.B.Command(ctx, "mkdir", append([]string{"-p"}, dirs...)...).Run(); err != nil {
+		return nil, fmt.Errorf("make directories on host B: %w", err)
+	}
+	for _, d := range dirs {
+		args = append(args, "--local", d)
+	}
+	return args, nil
+}
+
 func (s *show) moved(ctx context.Context) error {
 	a, b := s.l.A, s.l.B
 	fmt.Println("starting redis-server on A with an append-only file, filling it with 1 GB")
@@ -144,8 +160,13 @@ func (s *show) moved(ctx context.Context) error {
 			_ = client.Wait() // killed
 		}
 	}()
-	args := []string{"migrate", "--pid", strconv.Itoa(redis.Pid), "--to", b.Addr + ":" + agentPort, "--until", "drained", "--tls-dir", s.keys}
+	args := []string{"migrate", "--pid", strconv.Itoa(redis.Pid), "--to", b.Addr + ":" + agentPort, "--tls-dir", s.keys}
 	fmt.Printf("\nA# lazymig %s\n", strings.Join(args[:len(args)-2], " "))
+	local, err := s.local(ctx)
+	if err != nil {
+		return err
+	}
+	args = append(args, local...)
 	mig := a.Command(ctx, s.lazymig, args...)
 	mig.Stdout, mig.Stderr = os.Stdout, os.Stderr
 	if err := mig.Run(); err != nil {
