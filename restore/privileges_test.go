@@ -18,6 +18,10 @@ func TestPrivileges(t *testing.T) {
 	l := held(t, startTree(t, 64))
 	root := l.release(t)
 	l.running(t)
+	kerneltest.Eventually(t, "the handler has begun", func() bool { // it is confined before it reads anything, but nobody waited for that
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.h.PID()))
+		return err == nil && strings.Contains(string(b), "Seccomp:\t2\n")
+	})
 	confined := []string{"CapEff:\t0000000000800004\n", "CapPrm:\t0000000000800004\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"}
 	free := []string{"NoNewPrivs:\t0\n", "Seccomp:\t0\n"}
 	for what, p := range map[string]struct {
