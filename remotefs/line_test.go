@@ -113,8 +113,7 @@ func (l *line) connect() *wire.Conn {
 	l.wg.Go(func() { _ = s.Serve(ctx, wire.NewConn(server)) }) // how it ends is what the client sees
 	up, down := wire.NewConn(b), wire.NewConn(a)
 	pump := func(from, to *wire.Conn, toServer bool) {
-		defer from.Close()
-		defer to.Close()
+		defer to.Close() // not from: what comes the other way, such as a refusal, is still to be passed on
 		for {
 			h, p, err := from.Recv()
 			if err != nil {
@@ -123,7 +122,11 @@ func (l *line) connect() *wire.Conn {
 			l.mu.Lock()
 			cut := l.hook != nil && l.hook(toServer, h)
 			l.mu.Unlock()
-			if cut || to.Send(h.Type, h.Flags, h.ID, p) != nil {
+			if cut {
+				from.Close()
+				return
+			}
+			if to.Send(h.Type, h.Flags, h.ID, p) != nil {
 				return
 			}
 		}

@@ -24,24 +24,28 @@ func TestPrivileges(t *testing.T) {
 	})
 	confined := []string{"CapEff:\t0000000000800004\n", "CapPrm:\t0000000000800004\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"}
 	free := []string{"NoNewPrivs:\t0\n", "Seccomp:\t0\n"}
-	for what, p := range map[string]struct {
-		pid  int
-		want []string
-	}{"handler": {l.h.PID(), confined}, "guardian": {l.c.PID(), free}, "tree": {root.PID, free}} {
-		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", p.pid))
+	lacks := func(pid int, wanted []string) string {
+		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 		if err != nil || len(threads) == 0 {
-			t.Fatalf("%s has no threads: %v", what, err)
+			t.Fatalf("process %d has no threads: %v", pid, err)
 		}
 		for _, f := range threads {
 			b, err := os.ReadFile(f)
 			if os.IsNotExist(err) {
 				continue
 			}
-			for _, want := range p.want {
+			for _, want := range wanted {
 				if !strings.Contains(string(b), want) {
-					t.Errorf("%s: %q is not in %s:\n%s", what, want, f, b)
+					return fmt.Sprintf("%q is not in %s:\n%s", want, f, b)
 				}
 			}
+		}
+		return ""
+	}
+	kerneltest.Eventually(t, "the handler to be confined", func() bool { return lacks(l.h.PID(), confined) == "" })
+	for what, pid := range map[string]int{"guardian": l.c.PID(), "tree": root.PID} {
+		if m := lacks(pid, free); m != "" {
+			t.Errorf("%s: %s", what, m)
 		}
 	}
 	l.drainAndEnd(t)
