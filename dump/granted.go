@@ -6,28 +6,56 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // Left is what another process needs to go on with a granted tree when this one has been killed.
 type Left struct {
-	Cgroup string   `json:"cgroup"`
-	Tasks  []Task   `json:"tasks"` // without regions
-	Remaps []string `json:"remaps,omitempty"`
-	Temp   string   `json:"temp,omitempty"`
+	Cgroup string     `json:"cgroup"`
+	Tasks  []LeftTask `json:"tasks"`
+	Remaps []string   `json:"remaps,omitempty"`
+	Temp   string     `json:"temp,omitempty"`
+	Undo   undoState  `json:"undo"`
 }
 
-// Left is valid from the freeze on.
+// LeftTask is a live process of the tree, and what pin changes of it.
+type LeftTask struct {
+	ID      uint32 `json:"id"`
+	PID     int    `json:"pid"`
+	Start   uint64 `json:"start"`
+	Stopped bool   `json:"stopped,omitempty"` // before the freeze
+	OOM     string `json:"oom"`               // oom_score_adj
+}
+
+func (l *Left) tasks() []Task {
+	var all []Task
+	for _, t := range l.Tasks {
+		all = append(all, Task{ID: t.ID, PID: t.PID, StartTime: t.Start})
+	}
+	return all
+}
+
+// Result is as Freeze gave it, as far as it can be told.
+func (l *Left) Result() *Result { return &Result{Tasks: l.tasks(), Cgroup: l.Cgroup} }
+
+// Left is valid from the freeze on, and called before Granted.
 func (d *Dump) Left() Left {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	l := Left{Cgroup: d.undo.Cgroup, Remaps: d.undo.Remaps, Temp: d.undo.Temp}
+	l := Left{Cgroup: d.undo.Cgroup, Remaps: d.undo.Remaps, Temp: d.undo.Temp, Undo: d.undo}
 	if d.result == nil {
 		return l
 	}
+	stopped := map[int]bool{} // as settle saw it: of a task that CRIU has had, the frozen state does not tell
+	for _, p := range d.procs {
+		stopped[p.pid] = p.stopped
+	}
 	for _, t := range d.result.Tasks {
-		l.Tasks = append(l.Tasks, Task{ID: t.ID, PID: t.PID, StartTime: t.StartTime})
+		oom, _ := os.ReadFile(fmt.Sprintf("/proc/%d/oom_score_adj", t.PID)) // a frozen task does not go away
+		l.Tasks = append(l.Tasks, LeftTask{ID: t.ID, PID: t.PID, Start: t.StartTime, Stopped: stopped[t.PID], OOM: strings.TrimSpace(string(oom))})
 	}
 	return l
 }
@@ -42,7 +70,7 @@ func Adopt(l Left, log *slog.Logger) (*Dump, error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	d := &Dump{log: log.With("part", "dump"), state: stateGranted, result: &Result{Cgroup: l.Cgroup, Tasks: l.Tasks}}
+	d := &Dump{log: log.With("part", "dump"), state: stateGranted, result: l.Result()}
 	d.undo.Cgroup, d.undo.Remaps = l.Cgroup, l.Remaps
 	if l.Temp != "" {
 		if err := os.RemoveAll(l.Temp); err != nil {
@@ -72,16 +100,18 @@ func (d *Dump) adopt() error {
 	if err == nil {
 		frozen, err = d.h.event(d.undo.Cgroup, "frozen")
 	}
+	running := 0
+	if err == nil && !frozen {
+		running = d.awaitStopped()
+	}
 	if err == nil {
 		err = d.h.write(d.undo.Cgroup, "cgroup.freeze", "1")
 	}
 	if err != nil {
 		return fmt.Errorf("take frozen tree up again: %w", err)
 	}
-	for _, t := range d.result.Tasks {
-		if state, _, err := readStat(t.PID); err == nil && !frozen && state != 'T' {
-			return fmt.Errorf("take frozen tree up again: process %d has been thawed: %w", t.PID, ErrNotStopped)
-		}
+	if running != 0 {
+		return fmt.Errorf("take frozen tree up again: process %d has been thawed: %w", running, ErrNotStopped)
 	}
 	if err := d.pin(); err != nil {
 		return err
@@ -96,6 +126,24 @@ func (d *Dump) adopt() error {
 		return err
 	}
 	return ErrGone
+}
+
+// stopPatience is how long a task that somebody has thawed may take to see pin's SIGSTOP.
+const stopPatience = 2 * time.Second
+
+// awaitStopped waits until all tasks are stopped; it gives one that is not.
+func (d *Dump) awaitStopped() (running int) {
+	for end := time.Now().Add(stopPatience); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // the kernel tells only the parent
+		running = 0
+		for _, t := range d.result.Tasks {
+			if state, start, err := readStat(t.PID); err == nil && start == t.StartTime && !strings.ContainsRune("TZX", rune(state)) {
+				running = t.PID
+			}
+		}
+		if running == 0 || time.Now().After(end) {
+			return running
+		}
+	}
 }
 
 // pin is from the grant on: the tasks stay stopped should somebody thaw them, and the kernel takes others first when memory is short. Tasks are
@@ -123,6 +171,48 @@ func (d *Dump) pin() error {
 	}
 	if same == 0 {
 		return ErrGone
+	}
+	return nil
+}
+
+// Thaw lets a tree run again of which it is certain that it never ran elsewhere, nor will: as Abort would have done, with each task in the state that it had. What
+// has been done to its sockets stays, and handlers of SIGCONT run.
+func Thaw(l Left) error {
+	h, err := openHierarchy()
+	if err != nil {
+		return fmt.Errorf("thaw tree: %w", err)
+	}
+	defer h.root.Close()
+	if _, err := h.event(l.Cgroup, "populated"); err != nil {
+		return fmt.Errorf("thaw tree: %w: %w", ErrGone, err)
+	}
+	var errs []error
+	var mnt *os.File
+	for _, t := range l.Tasks {
+		if _, start, err := readStat(t.PID); err != nil || start != t.Start {
+			errs = append(errs, fmt.Errorf("process %d has ended", t.PID))
+			continue
+		}
+		if t.OOM != "" {
+			errs = append(errs, os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", t.PID), []byte(t.OOM), 0))
+		}
+		if !t.Stopped { // while it is frozen: takes pin's SIGSTOP back
+			errs = append(errs, unix.Kill(t.PID, unix.SIGCONT))
+		}
+		if mnt == nil {
+			if mnt, err = os.Open(fmt.Sprintf("/proc/%d/ns/mnt", t.PID)); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if mnt == nil {
+		return fmt.Errorf("thaw tree: %w", errors.Join(append(errs, ErrGone)...))
+	}
+	defer mnt.Close()
+	u := l.Undo
+	u.CRIU = 0
+	if err := errors.Join(append(errs, rescue(&u, mnt, h))...); err != nil {
+		return fmt.Errorf("thaw tree: %w", err)
 	}
 	return nil
 }

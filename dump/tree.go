@@ -14,12 +14,13 @@ import (
 
 // process is one process of the tree as /proc shows it.
 type process struct {
-	pid    int    // as this process sees it
-	vpid   uint32 // in its own PID namespace
-	depth  int    // of that namespace, as /proc shows it
-	start  uint64 // clock ticks after boot
-	zombie bool
-	tids   []uint32 // in its own PID namespace
+	pid     int    // as this process sees it
+	vpid    uint32 // in its own PID namespace
+	depth   int    // of that namespace, as /proc shows it
+	start   uint64 // clock ticks after boot
+	zombie  bool
+	stopped bool
+	tids    []uint32 // in its own PID namespace
 }
 
 // maxProcesses bounds a tree that forks faster than it is enumerated.
@@ -120,7 +121,7 @@ func readProcess(pid int) (process, error) {
 	if state, p.start, err = readStat(pid); err != nil {
 		return p, err
 	}
-	p.zombie = state == 'Z' || state == 'X'
+	p.zombie, p.stopped = state == 'Z' || state == 'X', state == 'T'
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return p, err

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // killSource kills the source's process, and nothing else of lazymig.
@@ -129,6 +130,7 @@ func TestSourceKilledAsked(t *testing.T) {
 // killAgent kills the agent of B, and nothing else of lazymig.
 func (r *rig) killAgent(ag *agent) {
 	r.t.Helper()
+	ag.cmd.WaitDelay = time.Millisecond // capsule and daemon hold its stderr
 	r.sh(r.l.B, "pkill -KILL -f 'lazymig [a]gent'")
 	_ = ag.cmd.Wait() // killed
 }

@@ -103,6 +103,8 @@ func (t *Target) attend(done <-chan error, events <-chan restore.Event, stop <-c
 				return t.ended()
 			}
 			t.event(e)
+		case <-t.lossDue():
+			t.sourceLost()
 		case <-stop:
 			t.keep = true
 			if t.detached != nil {

@@ -47,6 +47,9 @@
 // Before the grant the keeper thaws, and the warden says so to the target for as long as it takes. A record's lock sees to it that one process at a time
 // drives a migration; tasks are known by PID, start and boot.
 //
+// What is left to a person is in recover.go. A source may take a tree back after the grant only if the target proves that it never ran: its "aborted" is on disk after what it
+// held is dead, and it says aborted to nobody before. The source's own "aborted" is on disk before it thaws.
+//
 // # Trust boundary
 //
 // The peer has a certificate of the same CA; it goes on with a migration only if it knows the token that came with MsgPrepare. JSON messages are bounded (maxMessage) and checked (message.go); images

@@ -40,6 +40,10 @@ func (l *lanes) dial(ctx context.Context, s *Source, which []wire.Lane) {
 			s.log.Warn("target asks for an unknown lane", "lane", lane)
 			continue
 		}
+		if lane == wire.LaneFiles && s.files == nil {
+			s.log.Warn("the target asks for files; they are not served any more")
+			continue
+		}
 		if _, ok := l.dialing[lane]; ok {
 			l.dialing[lane] = true
 			continue

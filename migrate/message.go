@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -50,10 +51,19 @@ type prepareMsg struct {
 
 	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
 
+	OnSourceLoss string `json:"on_source_loss,omitempty"` // LossWait (also if empty), LossKill
+	LossAfterMS  int64  `json:"loss_after_ms,omitempty"`
+
 	Token wire.Token `json:"token"`
 }
 
+// maxLossAfter is ten years.
+const maxLossAfter = 10 * 365 * 24 * int64(time.Hour/time.Millisecond)
+
 func (m *prepareMsg) check() error {
+	if m.OnSourceLoss != "" && !CheckLoss(m.OnSourceLoss) || m.LossAfterMS < 0 || m.LossAfterMS > maxLossAfter {
+		return fmt.Errorf("on loss of the source %q, after %d ms", m.OnSourceLoss, m.LossAfterMS)
+	}
 	for _, s := range []string{m.Host, m.HostName, m.MemoryMax, m.CPUMax, m.PidsMax, m.Comm} { // they go to files, records and logs
 		if len(s) > maxWord {
 			return fmt.Errorf("%d bytes where a word is expected", len(s))

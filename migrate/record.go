@@ -116,10 +116,26 @@ func (r *Record) Enter(s State, note string) error {
 	return r.append(e)
 }
 
+// TakeBack writes that a grant is void, which no state machine may do: only who has the proof that the tree never ran on the target (recover.go).
+func (r *Record) TakeBack(note string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.last
+	if e.Side != SideSource || e.State != Granted && e.State != LostTree {
+		return fmt.Errorf("record of migration %v: %q can't be taken back", r.ID, e.State)
+	}
+	e.State, e.Note = Aborted, note
+	return r.write(e)
+}
+
 func (r *Record) append(e Entry) error {
 	if err := r.last.State.to(e.State); err != nil {
 		return fmt.Errorf("record of migration %v: %w", r.ID, err)
 	}
+	return r.write(e)
+}
+
+func (r *Record) write(e Entry) error {
 	if err := r.mend(); err != nil {
 		return err
 	}

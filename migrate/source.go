@@ -18,16 +18,18 @@ import (
 
 // SourceOptions are those of one migration, as `lazymig migrate` gives them to the process that carries it out.
 type SourceOptions struct {
-	ID         wire.ID `json:"id"`
-	PID        int     `json:"pid"`
-	To         string  `json:"to"`
-	StateDir   string  `json:"state_dir"`
-	TLSDir     string  `json:"tls_dir"`
-	CRIUPath   string  `json:"criu_path"`
-	CRIUPrefix string  `json:"criu_prefix"`
-	AcceptLoss bool    `json:"accept_loss"`
-	Stdio      string  `json:"stdio"` // StdioRelay (also if empty), StdioJournal, StdioNull, or a path on the target
-	Exe        string  `json:"exe"`
+	ID           wire.ID       `json:"id"`
+	PID          int           `json:"pid"`
+	To           string        `json:"to"`
+	StateDir     string        `json:"state_dir"`
+	TLSDir       string        `json:"tls_dir"`
+	CRIUPath     string        `json:"criu_path"`
+	CRIUPrefix   string        `json:"criu_prefix"`
+	AcceptLoss   bool          `json:"accept_loss"`
+	OnSourceLoss string        `json:"on_source_loss"` // LossWait (also if empty), LossKill
+	LossAfter    time.Duration `json:"loss_after"`     // for LossKill
+	Stdio        string        `json:"stdio"`          // StdioRelay (also if empty), StdioJournal, StdioNull, or a path on the target
+	Exe          string        `json:"exe"`
 
 	Until string   `json:"until,omitempty"` // UntilDrained if empty
 	With  []string `json:"with,omitempty"`

@@ -119,6 +119,7 @@ func (s *Source) prepare(ctx context.Context) error {
 	host, _ := os.Hostname() // for people
 	m := prepareMsg{
 		Host: host, HostName: tree.HostName, Memory: tree.MemoryPresent, Comm: tree.Tasks[0].Comm, Token: s.d.token,
+		OnSourceLoss: s.opt.OnSourceLoss, LossAfterMS: s.opt.LossAfter.Milliseconds(),
 		Until: s.opt.Until, With: s.opt.With, Local: s.opt.Local, RemoveFiles: s.opt.RemoveFiles,
 		CPUMax: tree.Cgroup.CPUMax, MemoryMax: limit(tree.Cgroup.MemoryMax), PidsMax: limit(tree.Cgroup.PidsMax),
 		Datagrams: want.Datagrams,

@@ -33,6 +33,7 @@ type viewMsg struct {
 // View follows a migration that a process of its own carries out: it may go away at any time. Before the grant that
 // aborts; after it nothing changes.
 type View struct {
+	opt  SourceOptions
 	sock *fdpass.Socket
 	cmd  *exec.Cmd
 	buf  []byte
@@ -54,7 +55,7 @@ func Start(opt SourceOptions, logTo *os.File) (*View, error) {
 		sock.Close()
 		return nil, fmt.Errorf("start source process: %w", err)
 	}
-	v := &View{sock: sock, cmd: cmd, buf: make([]byte, fdpass.MaxMessage)}
+	v := &View{opt: opt, sock: sock, cmd: cmd, buf: make([]byte, fdpass.MaxMessage)}
 	if err := sock.Send(encode(viewMsg{Op: "begin", Options: &opt})); err != nil {
 		v.Close()
 		return nil, fmt.Errorf("start source process: %w", err)
@@ -80,6 +81,12 @@ func (v *View) Next() (Event, error) {
 		return Event{}, fmt.Errorf("decode event: %w", err)
 	}
 	return e, nil
+}
+
+// Handed says whether the grant is on disk, for when the process can't be asked any more. A record that can't be read may say so.
+func (v *View) Handed() bool {
+	k, err := find(v.opt.StateDir, v.opt.ID, SideSource)
+	return err != nil && !errors.Is(err, os.ErrNotExist) || k.Last().State.Handed()
 }
 
 // Abort asks for the end of a migration that has not been granted; the answer is an event.
@@ -185,6 +192,8 @@ type Status struct {
 	Faults    uint64    `json:"faults"`
 	AwaySince time.Time `json:"away_since,omitzero"` // the target does not answer since then
 	Error     string    `json:"error,omitempty"`
+
+	OnSourceLoss string `json:"on_source_loss,omitempty"` // on the target: AwaySince is of the source
 }
 
 // Status tells where it stands.

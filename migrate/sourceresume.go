@@ -94,7 +94,8 @@ func resumeSource(stateDir string, id wire.ID, h *handedOver, emit func(Event), 
 		return nil, err
 	}
 	s.rep = &preflight.Report{Want: preflight.Want{Stdio: g.Stdio}, Tree: preflight.Tree{Groups: g.Groups}}
-	s.result = &dump.Result{Tasks: g.Left.Tasks, FrozenAt: g.Frozen, Cgroup: g.Left.Cgroup}
+	s.result = g.Left.Result()
+	s.result.FrozenAt = g.Frozen
 	s.clock, s.times, s.grant = clockOffset{offset: g.Clock, err: g.ClockOK}, g.Times, k.entered(Granted)
 	s.lanes.redial, s.going = true, *g
 	s.warden, s.held = h.link, h.held()
@@ -125,13 +126,15 @@ func (s *Source) takeUp(g *going, h *handedOver) (err error) {
 			return err
 		}
 	}
-	o := remotefs.ServerOptions{Groups: g.Groups, Log: s.log, Writers: writers}
-	if s.files, err = remotefs.NewServerFrom(&h.files, o); err != nil {
-		return err
+	if h.files.Whole() {
+		o := remotefs.ServerOptions{Groups: g.Groups, Log: s.log, Writers: writers}
+		if s.files, err = remotefs.NewServerFrom(&h.files, o); err != nil {
+			return err
+		}
+		s.files.SetJournal(journalTo{s.warden.sock}, s.wardenLost)
 	}
-	s.files.SetJournal(journalTo{s.warden.sock}, s.wardenLost)
 	if s.held != nil {
-		s.files.Hold(s.held.files)
+		s.holdOn(s.held.files)
 	}
 	if alive {
 		if err := s.servePages(); err != nil {
@@ -158,7 +161,10 @@ func (s *Source) goOn(ctx context.Context) error {
 			return err
 		}
 	}
-	s.event(Event{Event: "notice", Text: "the source's process was killed; another serves on"})
+	s.notice("the source's process was killed; another serves on")
+	if s.files == nil {
+		s.notice("its warden was killed, too: which files the tree has open is not known any more, so what it does with files waits; its memory is served")
+	}
 	if s.State() != Drained {
 		s.dropSockets()
 	}
@@ -188,6 +194,13 @@ func (h *handedOver) held() *heldFiles {
 		_ = json.Unmarshal(d, &f.locks) // written by hold
 	}
 	return f
+}
+
+// holdOn keeps copies of the tree's descriptors until the end.
+func (s *Source) holdOn(files []*os.File) {
+	if s.files != nil {
+		s.files.Hold(files)
+	} // else the warden has them
 }
 
 // hold gives copies of the tree's descriptors, which the warden keeps as well before the tree is killed.

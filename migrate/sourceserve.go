@@ -233,7 +233,7 @@ func (s *Source) drained(m progressMsg) {
 	if err != nil {
 		s.notice("descriptors of the tree: %v", err)
 	}
-	s.files.Hold(files)
+	s.holdOn(files)
 	park(s.log, "hold")
 	if err := s.dump.KillTree(); err != nil {
 		s.notice("the frozen tree could not be killed: %v; it never runs again, but its memory is not free", err)
@@ -244,8 +244,11 @@ func (s *Source) drained(m progressMsg) {
 	s.note(Drained, "")
 	s.times.DrainMS = ms(time.Since(s.grant)) - s.times.GrantMS
 	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US = m.Faults, m.FaultP50US, m.FaultP99US
-	s.times.Forwarded = s.files.Stats().Files
-	s.times.BytesSent += s.files.Stats().Bytes
+	if s.files != nil {
+		st := s.files.Stats()
+		s.times.Forwarded = st.Files
+		s.times.BytesSent += st.Bytes
+	}
 	if s.pages != nil {
 		st := s.pages.Stats()
 		s.times.BytesSent += st.Urgent.Bytes + st.Bulk.Bytes

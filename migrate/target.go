@@ -40,6 +40,8 @@ type Target struct {
 	keep      bool               // the tree outlives this run
 	missing   map[wire.Lane]bool // lanes that have been asked for, or are to be
 	restoreMS float64
+	source    sourceWatch
+	progress  progressMsg
 	told      bool // the end is to be told: nothing of the tree is left, not even bytes of its streams
 	resumed   *resumedMsg
 	drained   *progressMsg

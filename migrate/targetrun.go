@@ -2,7 +2,6 @@ package migrate
 
 import (
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/lazymig/lazymig/restore"
@@ -73,6 +72,9 @@ func (t *Target) adopt(s *session) {
 		t.cur.close()
 	}
 	t.cur = s
+	if t.State().Handed() && !t.State().Final() {
+		t.sourceIs(s != nil)
+	}
 	t.stdio.streams().attach(s)
 }
 
@@ -108,6 +110,7 @@ func (t *Target) whileRunning() error {
 		t.log.Info("tree runs here", "audit", true, "from", t.msg.Host, "tree", t.msg.Comm, "pid", t.resumed.PID)
 	}
 	t.stdio.start()
+	t.sourceIs(t.cur != nil)
 	t.tell(wire.MsgResumed, t.resumed)
 	park(t.log, "drain")
 	if t.State() == Drained {
@@ -127,6 +130,7 @@ func (t *Target) event(e restore.Event) {
 			Left: e.Stats.Left * pageSize, Copied: e.Stats.BytesCopied, Faults: e.Stats.Faults,
 			FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us),
 		}
+		t.writeStatus(m)
 		if e.Kind == restore.EventProgress {
 			t.tell(wire.MsgProgress, m)
 			return
@@ -165,11 +169,13 @@ func (t *Target) ended() error {
 	if t.exited == nil {
 		t.exited = &exitedMsg{Status: -1}
 	}
-	_ = t.cleanup() // told there; the tree has ended
-	t.flushStdio()
+	_ = t.cleanup()     // told there; the tree has ended
+	if !t.source.lost { // nobody would take it
+		t.flushStdio()
+	}
 	t.told = true
 	t.log.Info("the tree has ended", "status", t.exited.Status)
-	err := t.enter(Ended, fmt.Sprintf("status %d", t.exited.Status))
+	err := t.enter(Ended, t.endNote())
 	t.tell(wire.MsgExited, t.exited)
 	if t.cur == nil {
 		return err

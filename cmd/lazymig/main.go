@@ -91,7 +91,7 @@ func newApp() *cli.App {
 		HideVersion:     true,
 		HideHelpCommand: false,
 		Commands: []*cli.Command{
-			migrateCommand(), agentCommand(), checkCommand(), listCommand(), statusCommand(), abortCommand(), forgetCommand(),
+			migrateCommand(), agentCommand(), checkCommand(), listCommand(), statusCommand(), recoverCommand(), abortCommand(), forgetCommand(),
 			keysCommand(), setupCommand(), labCommand(),
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run prints and chooses the code

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -28,6 +29,8 @@ func migrateCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "with", Usage: "a `PATH` that comes along with all that is in it, used or not (repeatable)"},
 			&cli.StringSliceFlag{Name: "local", Usage: "a directory `PATH` that is the target's own there (repeatable)"},
 			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "where standard streams go that others hold too: `relay` (to where they went, by the source), journal (the target's), null, or a file on the target"},
+			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "when this host is gone before all has moved: `wait` (for ever), or kill the process on the target after --source-loss-after"},
+			&cli.DurationFlag{Name: "source-loss-after", Value: 10 * time.Minute, Usage: "how long this host may be away"},
 			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
 			&cli.BoolFlag{Name: "remove-source-files", Usage: "remove what --with names from here when the process lives on its copies, each of them on the target's disk and compared"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
@@ -62,6 +65,9 @@ func doMigrate(c *cli.Context) error {
 	if s := c.String("stdio"); !migrate.CheckStdio(s) {
 		return usage("--stdio %q: relay, journal, null, or an absolute path on the target", s)
 	}
+	if s := c.String("on-source-loss"); !migrate.CheckLoss(s) || c.Duration("source-loss-after") <= 0 {
+		return usage("--on-source-loss %q: wait or kill; --source-loss-after is above 0", s)
+	}
 	exe, err := self()
 	if err != nil {
 		return err
@@ -79,6 +85,7 @@ func doMigrate(c *cli.Context) error {
 	v, err := migrate.Start(migrate.SourceOptions{
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Stdio: c.String("stdio"), Exe: exe,
+		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
 		Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), RemoveFiles: c.Bool("remove-source-files"),
 	}, logTo)
 	if err != nil {
@@ -119,8 +126,8 @@ func follow(c *cli.Context, v *migrate.View, p *printer, until string) error {
 	for {
 		e, err := v.Next()
 		if errors.Is(err, migrate.ErrSourceGone) {
-			if handed {
-				return &exitErr{exitHanded, fmt.Errorf("%w after the handover; `lazymig status` tells more", err)}
+			if handed || v.Handed() {
+				return &exitErr{exitHanded, fmt.Errorf("%w after the handover; see `lazymig recover`", err)}
 			}
 			return &exitErr{exitRunning, fmt.Errorf("%w before the handover: the tree runs as before", err)}
 		}

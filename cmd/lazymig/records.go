@@ -34,24 +34,29 @@ func show(c *cli.Context, want *wire.ID) error {
 			continue
 		}
 		found = true
-		e := k.Last()
-		s := shown{ID: k.ID.String(), Side: e.Side, State: e.State, Since: e.Time, Peer: e.Peer, PID: e.PID, Note: e.Note}
-		if want != nil && e.Side == migrate.SideSource && !e.State.Final() {
-			live, lerr := migrate.Ask(c.String("state-dir"), k.ID, "status")
-			if lerr != nil {
-				live.Error = lerr.Error()
-			}
-			s.Live = &live
-		}
-		if want != nil && e.Side == migrate.SideTarget {
-			s.Files = k.ReadFiles()
-		}
-		s.print(c.Bool("json"))
+		describe(c, k, want != nil).print(c.Bool("json"))
 	}
 	if want != nil && !found {
 		return fmt.Errorf("%s has no record of migration %v", c.String("state-dir"), *want)
 	}
 	return err
+}
+
+// describe asks the process that carries it out, if ask is set.
+func describe(c *cli.Context, k migrate.Known, ask bool) shown {
+	e := k.Last()
+	s := shown{ID: k.ID.String(), Side: e.Side, State: e.State, Since: e.Time, Peer: e.Peer, PID: e.PID, Note: e.Note}
+	if ask && e.Side == migrate.SideSource && !e.State.Final() {
+		live, err := migrate.Ask(c.String("state-dir"), k.ID, "status")
+		if err != nil {
+			live.Error = err.Error()
+		}
+		s.Live = &live
+	}
+	if ask && e.Side == migrate.SideTarget {
+		s.Files, s.Live = k.ReadFiles(), k.ReadStatus()
+	}
+	return s
 }
 
 func (s shown) print(asJSON bool) {
@@ -85,7 +90,14 @@ func (s shown) print(asJSON bool) {
 	}
 	fmt.Printf("  residual dependency: %s\n", residual(s.Live))
 	if !s.Live.AwaySince.IsZero() {
-		fmt.Printf("  the target has not answered since %s\n", s.Live.AwaySince.Format(time.DateTime))
+		peer, then := "target", ""
+		if s.Side == migrate.SideTarget {
+			peer, then = "source", "; what needs it waits"
+			if s.Live.OnSourceLoss == migrate.LossKill {
+				then += ", and the process is killed if it stays away"
+			}
+		}
+		fmt.Printf("  the %s has not answered since %s%s\n", peer, s.Live.AwaySince.Format(time.DateTime), then)
 	}
 }
 
