@@ -168,37 +168,38 @@ func (h *handler) wants() error {
 		if err != nil {
 			return err
 		}
-		if m.kind == linkSurvey {
-			h.lanes[wire.LaneBulk].push(m.slotWant)
-			continue
-		}
-		if m.kind != linkWant || m.slot >= slotCount {
+		if m.kind != linkSurvey && (m.kind != linkWant || m.slot >= slotCount) {
 			return errMessage
 		}
-		if !m.want.Urgent {
-			h.lanes[wire.LaneBulk].push(m.slotWant)
-			continue
+		lane := wire.LaneBulk
+		if m.want.Urgent {
+			lane = wire.LaneUrgent
 		}
-		// A fault goes out from here, a change of goroutines less: its frame is small and its lane never full.
-		q := h.lanes[wire.LaneUrgent]
+		// All of it goes out from here, a change of goroutines less: frames are small, and not even those of all slots and
+		// surveys fill a socket's buffer, so a lane that is slow delays nothing.
+		q := h.lanes[lane]
 		if gen, ok := q.direct(m.slotWant); ok {
-			h.fetch(wire.LaneUrgent, q, m.slotWant, gen)
+			h.send(lane, q, m.slotWant, gen)
 		}
 	}
 }
 
-// ask sends a lane's wants to the source. A slow connection delays its own lane only.
+// ask sends a lane's wants that came while it was away.
 func (h *handler) ask(lane wire.Lane, q *laneQueue) {
 	for {
 		w, gen, ok := q.pop()
 		if !ok {
 			return
 		}
-		if w.end != 0 {
-			h.survey(lane, q, w, gen)
-		} else {
-			h.fetch(lane, q, w, gen)
-		}
+		h.send(lane, q, w, gen)
+	}
+}
+
+func (h *handler) send(lane wire.Lane, q *laneQueue, w slotWant, gen uint64) {
+	if w.end != 0 {
+		h.survey(lane, q, w, gen)
+	} else {
+		h.fetch(lane, q, w, gen)
 	}
 }
 

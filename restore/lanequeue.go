@@ -2,7 +2,7 @@ package restore
 
 import "sync"
 
-// laneQueue holds a handler's wants of one lane while the lane is away, and in the moment before they are sent. It is as
+// laneQueue holds a handler's wants of one lane while the lane is away. It is as
 // long as there are slots, and surveys at once, at most.
 type laneQueue struct {
 	mu     sync.Mutex
@@ -17,13 +17,6 @@ func newLaneQueue() *laneQueue {
 	q := &laneQueue{}
 	q.cond = sync.NewCond(&q.mu)
 	return q
-}
-
-func (q *laneQueue) push(w slotWant) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	q.q = append(q.q, w)
-	q.cond.Signal()
 }
 
 // direct says that w may be sent at once, on connection gen: the lane is up and nothing waits before it. Else w is queued.

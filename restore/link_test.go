@@ -168,7 +168,13 @@ func FuzzParseLink(f *testing.F) {
 
 func TestLaneQueue(t *testing.T) {
 	q := newLaneQueue()
-	q.push(slotWant{seq: 1})
+	push := func(seq uint64) {
+		t.Helper()
+		if _, ok := q.direct(slotWant{seq: seq}); ok {
+			t.Fatal("a lane that is away takes a want")
+		}
+	}
+	push(1)
 	got := make(chan slotWant, 3)
 	gens := make(chan uint64, 3)
 	done := make(chan struct{})
@@ -198,7 +204,7 @@ func TestLaneQueue(t *testing.T) {
 		t.Fatal("another want came")
 	}
 	q.again(w, old) // its connection is lost: waits for the next
-	q.push(slotWant{seq: 2})
+	push(2)
 	q.up()
 	if w, _ := next(); w.seq != 1 {
 		t.Fatal("a want that was lost is not the first")

@@ -127,10 +127,10 @@ func (r *region) complete() bool {
 	return true
 }
 
-// pump keeps the window of bulk wants full.
+// pump keeps the window of bulk wants full, or nearly: several at once wake the handler once.
 func (e *Engine) pump() {
 	b := &e.bulk
-	if !b.on || e.closed || e.parked > maxParked || time.Now().Before(b.resumes) {
+	if !b.on || e.closed || b.flying > e.opt.Window/2 || e.parked > maxParked || time.Now().Before(b.resumes) {
 		return
 	}
 	for dry := 0; b.flying < e.opt.Window && dry <= len(b.todo) && len(b.todo) > 0; {
