@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/wire"
@@ -65,6 +66,8 @@ func (a *Agent) found(ctx context.Context, k Known) (*Target, error) {
 	return t, nil
 }
 
+const adoptTime = 10 * time.Second
+
 // takeUp takes over capsule and FUSE daemon, and starts a handler.
 func (t *Target) takeUp(ctx context.Context) (err error) {
 	opt := &t.a.opt
@@ -80,7 +83,10 @@ func (t *Target) takeUp(ctx context.Context) (err error) {
 			t.fuse.leave()
 		}
 	}()
-	c, f, err := restore.Adopt(ctx, restore.Options{ID: t.id, Exe: opt.Exe, Dir: t.rec.Dir, Log: t.log})
+	// Nobody can connect before this has come to an end.
+	soon, cancel := context.WithTimeoutCause(ctx, adoptTime, errors.New("the guardian does not answer"))
+	defer cancel()
+	c, f, err := restore.Adopt(soon, restore.Options{ID: t.id, Exe: opt.Exe, Dir: t.rec.Dir, Log: t.log})
 	if err != nil {
 		return err
 	}
