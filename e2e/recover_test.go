@@ -179,3 +179,124 @@ func TestAgentKilledStreams(t *testing.T) {
 	r.sourceEnds()
 	r.clean()
 }
+
+// killSourceHost kills all of lazymig on A but the command that follows.
+func (r *rig) killSourceHost() {
+	r.t.Helper()
+	r.sh(r.l.A, "pkill -KILL -f 'lazymig [w]arden'; pkill -KILL -f 'lazymig [s]ource'")
+}
+
+// id is of A's only migration.
+func (r *rig) id() string {
+	r.t.Helper()
+	return r.sh(r.l.A, r.lazymig+` list --json | sed 's/.*"id":"\([0-9a-f]*\)".*/\1/'`)
+}
+
+// TestRecover kills source and warden while memory is missing at the target: `lazymig recover` serves it. The tree uses no files: those that it had
+// open can't be served any more.
+func TestRecover(t *testing.T) {
+	r := newHosts(t)
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=drain:" + gate})
+	p := r.spawn(r.l.A, "/bin/sh", "-c", "while :; do :; done")
+	g := r.begin(r.l.A, r.l.B, p.Pid)
+	r.parked(ag)
+	r.killSourceHost()
+	if m := g.wait(); m.code != 5 || !strings.Contains(m.stderr, "after the handover") {
+		t.Errorf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	r.sh(r.l.B, "touch "+gate)
+	if out := r.sh(r.l.A, r.lazymig+" recover"); !strings.Contains(out, "does not answer") {
+		t.Errorf("recover shows %q", out)
+	}
+	rec := r.l.A.Command(r.ctx, r.lazymig, "recover", "--json", r.id())
+	var log logBuffer
+	rec.Stdout, rec.Stderr = &log, &log
+	rec.WaitDelay = time.Millisecond // its warden has them, too
+	if err := rec.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("memory to be moved", func() bool {
+		return slices.Equal(r.states(r.l.A), []string{"source drained"}) && slices.Equal(r.states(r.l.B), []string{"target drained"})
+	})
+	r.sh(r.l.B, "pkill -KILL -f '[w]hile :; do :; done'")
+	if err := rec.Wait(); err != nil {
+		t.Errorf("recover: %v\n%s", err, log.String())
+	}
+	r.clean()
+}
+
+// TestResumeSource takes a granted tree back that the target still holds: only with its word that it has killed it.
+func TestResumeSource(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agent(r.l.B)
+	ch := r.checker(r.l.A, 64, 2)
+	r.sourceEnv = []string{"LAZYMIG_PARK=granted:" + gate}
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.eventually("source to grant", func() bool { return strings.Contains(r.sh(r.l.A, "cat /var/lib/lazymig/*.log; true"), "parked") })
+	r.killSourceHost()
+	_ = g.wait() // it has seen its process end
+	again := r.lazymig + " recover --resume-source --tls-dir " + r.keys + " " + r.id() + " 2>&1"
+	r.killAgent(ag)
+	ag = r.agent(r.l.B, "--state-dir", "/var/lib/empty") // knows nothing
+	if out := r.sh(r.l.A, again+"; true"); !strings.Contains(out, "does not prove") {
+		t.Errorf("a target that knows nothing is a proof: %s", out)
+	}
+	if err := ag.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = ag.cmd.Wait() // killed
+	_, before := r.status(r.l.A, ch.status)
+	r.agent(r.l.B)
+	if _, now := r.status(r.l.A, ch.status); now[0] != before[0] {
+		t.Error("the tree runs before it is resumed")
+	}
+	r.sh(r.l.A, again)
+	r.goesOn(r.l.A, ch.status)
+	if a, b := r.states(r.l.A), r.states(r.l.B); !slices.Equal(a, []string{"source aborted"}) || !slices.Equal(b, []string{"target aborted"}) {
+		t.Errorf("records: %q, %q", a, b)
+	}
+	r.clean()
+	r.ended(r.l.A, r.l.A, ch.proc.Pid, ch.status)
+}
+
+// TestRecoverSourceLoss: a tree whose source is away for too long waits, and status says so, or is killed, as was chosen before.
+func TestRecoverSourceLoss(t *testing.T) {
+	for _, how := range []string{"wait", "kill"} {
+		t.Run(how, func(t *testing.T) {
+			r := newHosts(t, "checker")
+			r.agentWith(r.l.B, []string{"LAZYMIG_PARK=drain:" + gate})
+			ch := r.checker(r.l.A, 64, 2)
+			g := r.begin(r.l.A, r.l.B, ch.proc.Pid, "--on-source-loss", how, "--source-loss-after", "1s")
+			r.parked(r.agents[r.l.B])
+			if err := r.l.CutLink(r.ctx); err != nil {
+				t.Fatal(err)
+			}
+			r.sh(r.l.B, "touch "+gate)
+			status := func() string {
+				return r.sh(r.l.B, r.lazymig+" status $("+r.lazymig+` list --json | sed 's/.*"id":"\([0-9a-f]*\)".*/\1/')`)
+			}
+			if how == "kill" {
+				r.eventually("tree to be killed", func() bool { return strings.Contains(status(), "killed: the source was away") })
+			} else {
+				r.eventually("status to tell", func() bool {
+					s := status()
+					return strings.Contains(s, "the source has not answered") && strings.Contains(s, "pages (")
+				})
+			}
+			if err := r.l.RestoreLink(r.ctx); err != nil {
+				t.Fatal(err)
+			}
+			m := g.wait()
+			if how == "wait" {
+				if m.code != 0 {
+					t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+				}
+				ch.verdict(r.l.A, r.l.B, m.get("resumed").TargetPID)
+			}
+			r.clean()
+			if a, b := r.states(r.l.A), r.states(r.l.B); !slices.Equal(a, []string{"source ended"}) || !slices.Equal(b, []string{"target ended"}) {
+				t.Errorf("records: %q, %q", a, b)
+			}
+		})
+	}
+}

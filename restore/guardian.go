@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,8 @@ const (
 
 // GuardianMain is the hidden subcommand GuardianArg. It never returns.
 func GuardianMain() {
+	// Else the first line of the log reads /etc/localtime, which lies in the tree's root by then: on FUSE, which may wait for a source that is gone.
+	time.Local = time.UTC
 	err := errors.New("the guardian is started by an agent, not by hand")
 	if len(os.Args) > 2 && os.Getpid() == 1 {
 		switch os.Args[2] {
