@@ -160,3 +160,20 @@ func TestDetachRefused(t *testing.T) {
 	ch.verdict(a, b, m.get("resumed").TargetPID)
 	r.clean()
 }
+// TestDetachRoundTrip detaches a tree on B, and then on A again: it leaves a capsule without a guardian, and a root of its own.
+func TestDetachRoundTrip(t *testing.T) {
+	r := newRig(t, "checker")
+	a, b := r.l.A, r.l.B
+	r.agent(a)
+	r.sh(a, "mkdir /srv/bin; cp "+r.dir+"/checker /srv/bin")
+	p := r.spawn(a, "/srv/bin/checker", "16", "2", "/srv/status")
+	r.eventually("checker to check", func() bool { w, _ := r.status(a, "/srv/status"); return w == "run" })
+	local := r.locals(a, b)
+	pid, root := r.detach(a, b, p.Pid, local...)
+	r.goesOn(b, root+"/srv/status")
+	pid, root = r.detach(b, a, pid, local...)
+	r.goesOn(a, root+"/srv/status")
+	r.ended(a, a, pid, root+"/srv/status")
+	r.clean()
+}
+
