@@ -21,7 +21,7 @@ const agentPort = "7070"
 
 // moveByLazymig runs the very command of a user.
 func (b *bench) moveByLazymig(ctx context.Context, l *lab.Lab, p *process) (_ *outcome, err error) {
-	agent := l.B.Command(ctx, b.lazymig, "agent", "--listen", l.B.Addr+":"+agentPort, "--tls-dir", b.keys, "--until", "drained")
+	agent := l.B.Command(ctx, b.lazymig, "agent", "--listen", l.B.Addr+":"+agentPort, "--tls-dir", b.keys)
 	var agentLog bytes.Buffer
 	agent.Stderr = &agentLog
 	said, err := agent.StdoutPipe()
@@ -52,7 +52,7 @@ func (b *bench) moveByLazymig(ctx context.Context, l *lab.Lab, p *process) (_ *o
 		end := stop
 		stop = func() error { defer endLine(); return end() }
 	}
-	cmd := l.A.Command(ctx, b.lazymig, "migrate", "--json", "--pid", strconv.Itoa(p.pid), "--to", to, "--tls-dir", b.keys)
+	cmd := l.A.Command(ctx, b.lazymig, "migrate", "--json", "--pid", strconv.Itoa(p.pid), "--to", to, "--tls-dir", b.keys, "--until", "drained")
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil {
