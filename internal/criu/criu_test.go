@@ -62,7 +62,7 @@ func dumpOpts(pid int, dir string) *rpc.CriuOpts {
 	skip := rpc.CriuNetworkLockMethod_SKIP
 	return &rpc.CriuOpts{
 		ImagesDirFd: new(int32(-1)), ImagesDir: new(dir), Pid: new(int32(pid)),
-		LeaveRunning: new(true), LogLevel: new(int32(2)), NetworkLock: &skip,
+		LeaveRunning: new(true), LogLevel: new(int32(2)), NetworkLock: &skip, FileLocks: new(true), // of a descriptor that the test has inherited
 	}
 }
 
