@@ -160,6 +160,7 @@ func TestDetachRefused(t *testing.T) {
 	ch.verdict(a, b, m.get("resumed").TargetPID)
 	r.clean()
 }
+
 // TestDetachRoundTrip detaches a tree on B, and then on A again: it leaves a capsule without a guardian, and a root of its own.
 func TestDetachRoundTrip(t *testing.T) {
 	r := newRig(t, "checker")
@@ -176,4 +177,3 @@ func TestDetachRoundTrip(t *testing.T) {
 	r.ended(a, a, pid, root+"/srv/status")
 	r.clean()
 }
-
