@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -175,5 +176,40 @@ func TestDetachRoundTrip(t *testing.T) {
 	pid, root = r.detach(b, a, pid, local...)
 	r.goesOn(a, root+"/srv/status")
 	r.ended(a, a, pid, root+"/srv/status")
+	r.clean()
+}
+
+// TestDetachCut cuts the network where the tree is about to be stopped: it goes on as before, and is detached when its source answers again, or
+// stays drained if that takes too long.
+func TestDetachCut(t *testing.T) {
+	r := newHosts(t, "checker")
+	a, b := r.l.A, r.l.B
+	gate := r.dir + "/gate"
+	ag := r.agentWith(b, []string{"LAZYMIG_PARK=detach:" + gate})
+	ch := r.checker(a, 16, 2)
+	g := r.begin(a, b, ch.proc.Pid, append(r.locals(a, b), "--until", "detached")...)
+	r.eventually("agent to park", func() bool { return strings.Contains(ag.log.String(), "parked") })
+	if err := r.l.CutLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("the switch to fail", func() bool { return strings.Contains(ag.log.String(), "can't leave its source's files yet") })
+	if s := r.states(b); len(s) != 1 || s[0] != "target drained" {
+		t.Errorf("records of B: %q", s)
+	}
+	if err := r.l.RestoreLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := g.wait()
+	on, status := a, ch.status
+	if d := m.get("detached"); m.code == 0 && d != nil {
+		on, status = b, "/var/lib/lazymig/"+d.ID+".target/root"+ch.status
+	} else if m.code != 5 || m.get("stays") == nil {
+		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	r.goesOn(on, status)
+	r.ended(on, b, m.get("resumed").TargetPID, status)
 	r.clean()
 }

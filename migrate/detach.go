@@ -149,8 +149,8 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 	if t.stdio != nil && !t.stdio.idle {
 		return nil, &detach.Stuck{Reasons: []string{"its standard streams are carried by lazymig; with --stdio null they would not be"}}
 	}
-	var st unix.Stat_t
-	if err := unix.Stat(fmt.Sprintf("/proc/%d/root", t.capsule.PID()), &st); err != nil {
+	st, err := detach.Peek(fmt.Sprintf("/proc/%d/root", t.capsule.PID()))
+	if err != nil {
 		return nil, fmt.Errorf("look at root of the tree: %w", err)
 	}
 	var settled store.Settled

@@ -107,8 +107,8 @@ func look(o *Options, tasks []*task, flags flagCache) (*survey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find mount namespace of the tree: %w", err)
 	}
-	var rootStat unix.Stat_t
-	if err := unix.Stat(fmt.Sprintf("/proc/%d/root", o.MountNS), &rootStat); err != nil {
+	rootStat, err := Peek(fmt.Sprintf("/proc/%d/root", o.MountNS))
+	if err != nil {
 		return nil, fmt.Errorf("find root of the tree: %w", err)
 	}
 	s.root = rootStat.Ino
@@ -218,8 +218,8 @@ func (s *survey) lookAt(p *process, rootIno uint64, flags flagCache) error {
 
 // object is what a link of /proc refers to, nil if it is not on the old file system.
 func (s *survey) object(link string) (*object, error) {
-	var st unix.Stat_t
-	if err := unix.Stat(link, &st); err != nil {
+	st, err := Peek(link)
+	if err != nil {
 		return nil, err
 	}
 	if st.Dev != s.dev {
@@ -321,8 +321,8 @@ func (s *survey) lookAtFile(d *description, link string) error {
 		}
 	case unix.S_IFCHR:
 		d.kind = device
-		var st unix.Stat_t
-		if err := unix.Stat(link, &st); err != nil {
+		st, err := Peek(link)
+		if err != nil {
 			return err
 		}
 		if unix.Major(st.Rdev) != 1 { // null, zero, random …: any other may have a state

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/criu"
 	"github.com/lazymig/lazymig/internal/urgent"
 )
 
@@ -45,12 +46,19 @@ func (b *Broken) Error() string { return "leaving the file system failed half wa
 func (b *Broken) Unwrap() error { return b.Err }
 
 // Switch moves the tree. After *Stuck, or any error but *Broken, it runs as before.
-func Switch(ctx context.Context, o Options) (Report, error) {
+func Switch(ctx context.Context, o Options) (rep Report, err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	defer urgent.Thread()()    // also locks this goroutine to it, as ptrace wants
-	flags, err := surveyed(&o) // costly, so before the stop
+	// ptrace wants one thread. It ends then: a thread of the tree that did not stop in time, because it waits for the old file system, can't be let go
+	// one by one (ESRCH), and would stop later, for nobody; the kernel lets it go when its tracer ends (kernel/ptrace.c, exit_ptrace).
+	criu.OnThrowawayThread(func() { rep, err = o.switchNow(ctx) })
+	return rep, err
+}
+
+func (o *Options) switchNow(ctx context.Context) (Report, error) {
+	defer urgent.Thread()()
+	flags, err := surveyed(o) // costly, so before the stop
 	if err != nil {
 		return Report{}, err
 	}
