@@ -159,6 +159,14 @@ func newHosts(t *testing.T, programs ...string) *rig {
 			t.Errorf("take lab down: %v", err)
 		}
 	})
+	t.Cleanup(func() {
+		logs, _ := filepath.Glob(r.l.A.Path("/var/lib/lazymig/*.log")) // the pattern is good
+		for _, f := range logs {
+			if b, err := os.ReadFile(f); err == nil && t.Failed() {
+				t.Logf("%s on A:\n%s", filepath.Base(f), tail(string(b), 60))
+			}
+		}
+	})
 	if err := errors.Join(keys.Init(r.keys), keys.Host(r.keys, r.l.A.Addr, r.l.B.Addr)); err != nil {
 		t.Fatal(err)
 	}

@@ -95,16 +95,23 @@ func (t *Target) writeGoing() error {
 // ErrServed says that a process carries the migration out.
 var ErrServed = errors.New("a process of this host carries the migration out")
 
+// lockTime is how long a process that was killed may take to let go of its record: others see its sockets end before that.
+const lockTime = 5 * time.Second
+
 // lock makes this process the only one that drives the migration on this side, until it ends.
 func (r *Record) lock() error {
-	err := unix.Flock(int(r.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-	if errors.Is(err, unix.EWOULDBLOCK) {
-		return fmt.Errorf("migration %v: %w", r.ID, ErrServed)
+	for end := time.Now().Add(lockTime); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // flock(2) has no deadline
+		err := unix.Flock(int(r.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EWOULDBLOCK) && time.Now().Before(end):
+		case errors.Is(err, unix.EWOULDBLOCK):
+			return fmt.Errorf("migration %v: %w", r.ID, ErrServed)
+		default:
+			return fmt.Errorf("lock record of migration %v: %w", r.ID, err)
+		}
 	}
-	if err != nil {
-		return fmt.Errorf("lock record of migration %v: %w", r.ID, err)
-	}
-	return nil
 }
 
 // find reads one migration's record of one side.
