@@ -104,24 +104,16 @@ func findCarrier(dir string, drop func([]uint32), log *slog.Logger) (*carrierLin
 func (l *carrierLink) listen() {
 	l.reader.Go(func() {
 		defer close(l.gone)
-		buf := make([]byte, fdpass.MaxMessage)
-		for {
-			n, files, err := l.sock.Recv(buf)
-			fdpass.CloseAll(files)
-			if err != nil {
-				return
+		l.relay.listen(l.log.With("of", "carrier"), func(b []byte) bool {
+			if b[0] != carrierDrop {
+				return false
 			}
-			if buf[0] == carrierDrop {
-				var which []uint32
-				if err := json.Unmarshal(buf[1:n], &which); err == nil && len(which) > 0 {
-					l.drop(which)
-				}
-				continue
+			var which []uint32
+			if err := json.Unmarshal(b[1:], &which); err == nil && len(which) > 0 {
+				l.drop(which)
 			}
-			if !l.relay.handle(buf[:n]) {
-				l.log.Error("message of the carrier", "kind", buf[0])
-			}
-		}
+			return true
+		})
 	})
 }
 

@@ -3,6 +3,7 @@ package migrate
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
@@ -82,6 +83,21 @@ type relayLink struct {
 
 func newRelayLink(sock *fdpass.Socket) *relayLink {
 	return &relayLink{sock: sock, flushed: make(chan struct{})}
+}
+
+// listen reads what the relay's process says until its end; messages that are not about streams are other's, if that knows them.
+func (l *relayLink) listen(log *slog.Logger, other func(b []byte) bool) {
+	buf := make([]byte, fdpass.MaxMessage)
+	for {
+		n, files, err := l.sock.Recv(buf)
+		fdpass.CloseAll(files)
+		if err != nil {
+			return
+		}
+		if b := buf[:n]; !other(b) && !l.handle(b) {
+			log.Error("message of the relay's process", "kind", b[0])
+		}
+	}
 }
 
 // attach goes on with another connection; nil: there is none.

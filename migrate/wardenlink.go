@@ -51,17 +51,7 @@ func (l *wardenLink) listen(log *slog.Logger) {
 	l.relay = newRelayLink(l.sock)
 	l.reader.Go(func() {
 		defer close(l.lost)
-		buf := make([]byte, fdpass.MaxMessage)
-		for {
-			n, files, err := l.sock.Recv(buf)
-			fdpass.CloseAll(files)
-			if err != nil {
-				return
-			}
-			if !l.relay.handle(buf[:n]) {
-				log.Error("message of the warden", "kind", buf[0])
-			}
-		}
+		l.relay.listen(log.With("of", "warden"), func([]byte) bool { return false })
 	})
 }
 
