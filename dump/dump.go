@@ -153,6 +153,12 @@ func (d *Dump) prepare(ctx context.Context) error {
 	return nil
 }
 
+// Holds says whether a process is in the cgroup of the tree: one of its own, dying ones included. After Prepare.
+func (d *Dump) Holds(pid int) bool {
+	cg, err := d.h.of(pid)
+	return err == nil && cg == d.undo.Cgroup
+}
+
 // Tasks lists the live processes as they were when they were last looked at, without regions before Freeze.
 func (d *Dump) Tasks() []Task {
 	d.mu.Lock()

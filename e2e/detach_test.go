@@ -179,6 +179,30 @@ func TestDetachRoundTrip(t *testing.T) {
 	r.clean()
 }
 
+// TestDetachEarly detaches a tree whose frozen source is still there, with its files open for writing.
+func TestDetachEarly(t *testing.T) {
+	r := newHosts(t, "checker")
+	a, b := r.l.A, r.l.B
+	gate := r.dir + "/gate"
+	r.sourceEnv = []string{"LAZYMIG_PARK=hold:" + gate}
+	ag := r.agent(b)
+	ch := r.checker(a, 16, 2)
+	g := r.begin(a, b, ch.proc.Pid, append(r.locals(a, b), "--until", "detached")...)
+	r.eventually("tree to leave its source's files", func() bool { return strings.Contains(ag.log.String(), `"msg":"detached"`) })
+	if err := os.WriteFile(gate, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	m := g.wait()
+	d := m.get("detached")
+	if m.code != 0 || d == nil {
+		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	status := "/var/lib/lazymig/" + d.ID + ".target/root" + ch.status
+	r.goesOn(b, status)
+	r.ended(b, b, m.get("resumed").TargetPID, status)
+	r.clean()
+}
+
 // TestDetachCut cuts the network where the tree is about to be stopped: it goes on as before, and is detached when its source answers again, or
 // stays drained if that takes too long.
 func TestDetachCut(t *testing.T) {

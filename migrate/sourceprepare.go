@@ -150,7 +150,7 @@ func (s *Source) serve() error {
 		return fmt.Errorf("open root of the tree: %w", err)
 	}
 	defer root.Close()
-	if s.files, err = remotefs.NewServer(remotefs.ServerOptions{Root: root, Groups: s.rep.Tree.Groups, Log: s.log, Writers: writers}); err != nil {
+	if s.files, err = remotefs.NewServer(remotefs.ServerOptions{Root: root, Groups: s.rep.Tree.Groups, Log: s.log, Writers: s.writers}); err != nil {
 		return err
 	}
 	s.seed()

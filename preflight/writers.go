@@ -14,8 +14,8 @@ import (
 type Inode struct{ Dev, Ino uint64 }
 
 // Writers tells who can write which of these files: has one open for writing, or mapped shared and writable. Processes of this very program do not
-// count: they hold what is written for a tree that has moved.
-func Writers(files []Inode) (map[Inode]string, error) {
+// count: they hold what is written for a tree that has moved. Nor do those that aside says yes to (nil: none).
+func Writers(files []Inode, aside func(pid int) bool) (map[Inode]string, error) {
 	want := make(map[inodeKey]bool, len(files))
 	for _, f := range files {
 		want[inodeKey{f.Dev, f.Ino}] = true
@@ -34,6 +34,9 @@ func Writers(files []Inode) (map[Inode]string, error) {
 		exe, err := os.Stat(filepath.Join(dir, "exe"))
 		if err != nil || os.SameFile(exe, self) {
 			continue // a kernel thread, or gone
+		}
+		if aside != nil && aside(pid) {
+			continue
 		}
 		who := ""
 		note := func(k inodeKey, how string) {

@@ -47,11 +47,14 @@ func TestWriters(t *testing.T) {
 	if s, err := bufio.NewReader(out).ReadString('\n'); s != "ready\n" {
 		t.Fatalf("sh says %q, %v", s, err)
 	}
-	found, err := Writers(ids)
+	found, err := Writers(ids, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(found) != 1 || !strings.Contains(found[ids[0]], "open for writing by process") || !strings.Contains(found[ids[0]], "sh") {
 		t.Errorf("found %v", found)
+	}
+	if found, err = Writers(ids, func(pid int) bool { return pid == cmd.Process.Pid }); err != nil || len(found) > 0 {
+		t.Errorf("found %v, %v beside the one that does not count", found, err)
 	}
 }
