@@ -53,7 +53,7 @@ func taskMem(tasks []dump.Task) []memory.TaskMem {
 func fixups(in []preflight.Fixup) []restore.Fixup {
 	out := make([]restore.Fixup, len(in))
 	for i, f := range in {
-		out[i] = restore.Fixup{TID: int32(f.TID), Affinity: f.Affinity, TimerSlackNS: f.TimerSlackNS, IOPrio: f.IOPrio}
+		out[i] = restore.Fixup{TID: int32(f.TID), Affinity: f.Affinity, TimerSlackNS: f.TimerSlackNS, IOPrio: f.IOPrio, KSM: f.KSM}
 	}
 	return out
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -28,9 +27,6 @@ func (s *Source) preflight(ctx context.Context) error {
 		if f.Level == preflight.Warn {
 			s.notice("%s: %s %s", f.What, f.Why, f.Do)
 		}
-	}
-	if slices.ContainsFunc(rep.Want.Fixups, func(f preflight.Fixup) bool { return f.KSM }) {
-		s.notice("pages are merged by KSM here (PR_SET_MEMORY_MERGE): only the process itself can ask for that on the target")
 	}
 	return errors.Join(rep.Err(), s.checkStdio())
 }

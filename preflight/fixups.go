@@ -25,7 +25,7 @@ func (in *inspector) findFixups() {
 		if t.zombie() {
 			continue
 		}
-		ksm := mergesAll(t.dir)
+		ksm := t.merges || mergesAll(t.dir)
 		for _, th := range t.threads {
 			f := Fixup{TID: th.nsTID, HostTID: th.tid, KSM: ksm && th.tid == t.PID}
 			if mask, err := affinity(th.tid); err == nil && !covers(mask, online) {
@@ -120,7 +120,7 @@ func ioprio(tid int) (int, error) {
 	return int(r), nil
 }
 
-// mergesAll says that the process asked for KSM on all of its memory (PR_SET_MEMORY_MERGE).
+// mergesAll says that the process asked for KSM on all of its memory (PR_SET_MEMORY_MERGE). Linux tells since 6.15; before, the probe does.
 func mergesAll(dir string) bool {
 	b, err := readFile(filepath.Join(dir, "ksm_stat"))
 	return err == nil && keyed(b)[ksmMergeAny] == "yes"

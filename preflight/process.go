@@ -43,6 +43,7 @@ type task struct {
 	ns      map[string]string
 	fds     []*desc
 	vmas    []vma
+	merges  bool // it has said that it asked for KSM
 }
 
 type thread struct {
@@ -101,8 +102,8 @@ func Process(ctx context.Context, opt Options) (*Report, error) {
 	in.checkSessions(out)
 	in.checkOutside(out)
 	in.checkTTYs(out)
-	in.findFixups()
 	in.checkProtections()
+	in.findFixups()
 	// A root that went away, or that became another process, was not looked at.
 	now, err := readStat(filepath.Join(in.proc, fmt.Sprint(opt.PID)))
 	if err != nil || now.start != root.start || now.state == 'Z' || now.state == 'X' {

@@ -173,7 +173,7 @@ func TestFixups(t *testing.T) {
 	kerneltest.NeedRoot(t)
 	l := heldWith(t, startTree(t, 4), func(tr *tree, o *RestoreOptions) {
 		o.Fixups = []Fixup{
-			{TID: int32(tr.pid), Affinity: []uint64{1}, TimerSlackNS: 123456, IOPrio: 2<<13 | 5},
+			{TID: int32(tr.pid), Affinity: []uint64{1}, TimerSlackNS: 123456, IOPrio: 2<<13 | 5, KSM: true},
 			{TID: int32(tr.child), Affinity: []uint64{0, 1 << 40}}, // CPUs that are not here
 		}
 	})
@@ -194,6 +194,9 @@ func TestFixups(t *testing.T) {
 	}
 	if v, _, errno := unix.Syscall(unix.SYS_IOPRIO_GET, ioprioWhoProcess, uintptr(r.PID), 0); v != 2<<13|5 {
 		t.Errorf("I/O priority %#x, %v", v, errno)
+	}
+	if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/ksm_stat", r.PID)); err != nil || !strings.Contains(string(b), "ksm_merge_any: yes") {
+		t.Errorf("KSM %q, %v", b, err)
 	}
 	l.running(t)
 }

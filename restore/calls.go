@@ -29,6 +29,7 @@ type Fixup struct {
 	Affinity     []uint64 // mask, lowest CPUs first; empty: as it is
 	TimerSlackNS uint64   // 0: as it is
 	IOPrio       int      // 0: as it is
+	KSM          bool     // PR_SET_MEMORY_MERGE, of the whole process, whose first thread this is
 }
 
 // Inherit is a file that CRIU uses instead of one that the tree shared with others, under the name that it gives it:

@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/restore/detach"
 )
 
 const ioprioWhoProcess = 1 // include/uapi/linux/ioprio.h
@@ -39,4 +41,14 @@ func (f Fixup) apply() error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// merge lets the process ask for KSM, as only it can. The tree runs: before that criu traces its root, which is no child of criu. If this
+// process dies meanwhile, so does the tree, as always. Nobody reaps yet: that would take the stops away from the tracer.
+func (f Fixup) merge() error {
+	_, err := detach.Call(int(f.TID), unix.SYS_PRCTL, unix.PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("set PR_SET_MEMORY_MERGE, which it had: %w", err)
+	}
+	return nil
 }

@@ -123,6 +123,13 @@ func (r *restoring) request(w *criu.Worker) {
 	if cerr := w.Close(); err == nil {
 		err = cerr
 	}
+	for _, f := range r.cfg.Fixups {
+		if f.KSM && err == nil {
+			if err := f.merge(); err != nil {
+				r.g.problem(err)
+			}
+		}
+	}
 	if r.lazy != nil {
 		r.lazy.close()
 	}

@@ -56,6 +56,14 @@ os.umask(0o027)
 todo = []
 signal.signal(signal.SIGUSR1, lambda *a: todo.append(1))
 os.environ["LAZY"] = "yes"
+def lost():  # what CRIU loses without a word: CPUs, timer slack, I/O priority, KSM
+    return os.sched_getaffinity(0), libc.prctl(30, 0, 0, 0, 0), libc.syscall(252, 1, 0), libc.prctl(68, 0, 0, 0, 0)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+libc.prctl(29, 123456, 0, 0, 0)
+libc.syscall(251, 1, 0, 2 << 13 | 5)
+ksm = libc.prctl(67, 1, 0, 0, 0) == 0  # Linux 6.4 with CONFIG_KSM
+had = lost()
+assert had[1:] == (123456, 2 << 13 | 5, int(ksm)), had
 
 def check():
     bad = []
@@ -113,6 +121,7 @@ def check():
         os._exit(code)
     want("locks", os.waitpid(pid, 0)[1], 0)
     want("umask", os.umask(0o027), 0o027)
+    want("CPUs, timer slack, I/O priority and KSM", lost(), had)
     want("environment", os.environ["LAZY"], "yes")
     import json, decimal, sqlite3  # files never opened before
     want("json", json.loads("[1]"), [1])
