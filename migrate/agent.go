@@ -21,6 +21,7 @@ type AgentOptions struct {
 	Listen   string // ADDR:PORT
 	StateDir string
 	TLSDir   string
+	Clear    bool     // take pages and files without TLS from those who ask for it
 	Allow    []string // names of certificates that may connect; none = all of this CA
 	Exe      string   // this program, for guardian, handler and FUSE daemon
 	CRIUPath string   // as criu.Find says
@@ -133,6 +134,9 @@ func (a *Agent) route(ctx context.Context, nc *net.TCPConn, known func()) {
 	}
 	defer nc.Close()
 	t := a.target(p.ID)
+	if p.Clear && !a.provesItself(nc, p, t, log) {
+		return
+	}
 	if t == nil {
 		log.Warn("lane of an unknown migration", "lane", p.Lane, "id", p.ID)
 		return
@@ -142,7 +146,7 @@ func (a *Agent) route(ctx context.Context, nc *net.TCPConn, known func()) {
 		log.Error("pass connection on", "err", err)
 		return
 	}
-	if err := t.giveLane(p.Lane, f); err != nil {
+	if err := t.giveLane(p.Lane, f, p.Clear); err != nil {
 		log.Error("pass connection on", "lane", p.Lane, "err", err)
 	}
 }
@@ -161,7 +165,7 @@ func (a *Agent) drop(t *Target) {
 
 // control serves one control connection: a question about this host, a new migration, or one that goes on.
 func (a *Agent) control(ctx context.Context, nc net.Conn, id wire.ID, known func(), log *slog.Logger) {
-	c, tc, err := acceptWithin(a.patience, nc, a.keys.Server(a.opt.Allow...), wire.Hello{Lane: wire.LaneControl, ID: id})
+	c, tc, err := acceptWithin(a.patience, nc, a.keys.Server(a.opt.Allow...), wire.Hello{Lane: wire.LaneControl, ID: id, Features: a.features()})
 	if err != nil {
 		log.Warn("control connection refused", "err", err)
 		nc.Close()
@@ -235,6 +239,10 @@ func (a *Agent) begin(ctx context.Context, c *wire.Conn, id wire.ID, peer []stri
 		refuse(err)
 		return
 	}
+	if m.Cleartext && !a.opt.Clear {
+		refuse(errNoCleartext)
+		return
+	}
 	a.mu.Lock()
 	if a.closing || a.targets[id] != nil {
 		a.mu.Unlock()
@@ -245,7 +253,7 @@ func (a *Agent) begin(ctx context.Context, c *wire.Conn, id wire.ID, peer []stri
 	a.targets[id] = t
 	a.mu.Unlock()
 	defer a.drop(t)
-	log.Info("migration begins", "audit", true, "id", id, "tree", m.Comm, "from", m.Host, "names", peer, "threads", len(m.PIDs), "bytes", m.Memory)
+	log.Info("migration begins", "audit", true, "id", id, "tree", m.Comm, "from", m.Host, "names", peer, "threads", len(m.PIDs), "bytes", m.Memory, "cleartext", m.Cleartext)
 	end := t.run(ctx, c)
 	log.Info("migration ends", "audit", true, "id", id, "state", t.State(), "err", end)
 }

@@ -318,10 +318,10 @@ func (d *fuseDaemon) awaitClosed(ctx context.Context, step <-chan struct{}) erro
 	}
 }
 
-// giveLane passes a connection; it is closed here.
-func (d *fuseDaemon) giveLane(f *os.File) error {
+// giveLane passes a connection; it is closed here. A clear one's peer has proven itself.
+func (d *fuseDaemon) giveLane(f *os.File, clear bool) error {
 	defer f.Close()
-	return d.send(fuseMsg{Op: "lane"}, f)
+	return d.send(fuseMsg{Op: "lane", Clear: clear}, f)
 }
 
 func (d *fuseDaemon) send(m fuseMsg, files ...*os.File) error {

@@ -46,6 +46,7 @@ type fuseConfig struct {
 type fuseMsg struct {
 	Op     string      `json:"op"` // config (+ /dev/fuse), lane (+ connection), outlive, granted, end; up: ready, seeded, frozen, keep (+ /dev/fuse), outlive, granted, lost, restarted, replaced, failed
 	Config *fuseConfig `json:"config,omitempty"`
+	Clear  bool        `json:"clear,omitempty"` // op lane: no TLS, who is there has been proven
 	Store  *storeMsg   `json:"store,omitempty"` // op store: both ways
 	Error  string      `json:"error,omitempty"`
 }
@@ -127,7 +128,7 @@ func (p *fuseProcess) handle(m fuseMsg, files []*os.File) (err error) {
 		p.keys, err = keys.Load(p.cfg.TLSDir)
 		return err
 	case m.Op == "lane" && len(files) == 1:
-		return p.lane(files[0])
+		return p.lane(files[0], m.Clear)
 	case m.Op == "outlive" && p.daemon != nil:
 		p.outlives.Store(true)
 		p.wg.Go(p.outlive)
@@ -178,7 +179,7 @@ func (p *fuseProcess) granted() {
 	}
 }
 
-func (p *fuseProcess) lane(f *os.File) error {
+func (p *fuseProcess) lane(f *os.File, clear bool) error {
 	nc, err := net.FileConn(f)
 	f.Close()
 	if err != nil {
@@ -189,6 +190,9 @@ func (p *fuseProcess) lane(f *os.File) error {
 			p.log.Warn("files lane", "err", err)
 		}
 	}
+	if clear {
+		return p.up(wire.NewClear(nc))
+	}
 	c, _, err := accept(nc, p.keys.Server(p.cfg.Allow...), wire.Hello{Lane: wire.LaneFiles, ID: p.cfg.ID, Token: p.cfg.Token})
 	if err != nil {
 		nc.Close()
@@ -198,6 +202,11 @@ func (p *fuseProcess) lane(f *os.File) error {
 		}
 		return nil // somebody's attempt; the migration goes on
 	}
+	return p.up(c)
+}
+
+// up uses a connection of the right peer.
+func (p *fuseProcess) up(c *wire.Conn) error {
 	p.connected.Store(true)
 	if p.client != nil {
 		if err := p.client.Attach(c); err != nil {

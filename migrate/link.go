@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/lazymig/lazymig/keys"
@@ -22,7 +23,13 @@ type dialer struct {
 	keys  *keys.Keys
 	id    wire.ID
 	token wire.Token
+
+	cleartext bool        // is wanted
+	clear     atomic.Bool // and the agent takes it, as it said on the last control connection
 }
+
+// clearLanes says whether pages and files go without TLS.
+func (d *dialer) clearLanes() bool { return d.clear.Load() }
 
 // dial opens a lane: preamble, TLS, hello.
 func (d *dialer) dial(ctx context.Context, lane wire.Lane) (*wire.Conn, error) {
@@ -44,7 +51,11 @@ func (d *dialer) dial(ctx context.Context, lane wire.Lane) (*wire.Conn, error) {
 		nc.Close()
 		return nil, fmt.Errorf("dial %v lane of agent: %w", lane, err)
 	}
-	c, err := d.greet(ctx, nc, cfg, lane)
+	greet := d.greet
+	if lane != wire.LaneControl && d.clearLanes() {
+		greet = d.greetClear
+	}
+	c, err := greet(ctx, nc, cfg, lane)
 	if err != nil {
 		nc.Close()
 		return nil, fmt.Errorf("open %v lane of agent %s: %w", lane, d.addr, err)
@@ -66,7 +77,26 @@ func (d *dialer) greet(ctx context.Context, nc net.Conn, cfg *tls.Config, lane w
 	if lane != wire.LaneControl {
 		mine.Token = d.token
 	}
-	if _, err := wire.DialHello(c, mine); err != nil {
+	peer, err := wire.DialHello(c, mine)
+	if err != nil {
+		return nil, err
+	}
+	if lane == wire.LaneControl {
+		d.clear.Store(d.cleartext && peer.Features&wire.FeatureCleartext != 0)
+	}
+	_ = nc.SetDeadline(time.Time{})
+	return c, nil
+}
+
+// greetClear is greet without TLS.
+func (d *dialer) greetClear(_ context.Context, nc net.Conn, _ *tls.Config, lane wire.Lane) (*wire.Conn, error) {
+	_ = nc.SetDeadline(time.Now().Add(helloTimeout))
+	p := wire.Preamble{Lane: lane, Clear: true, ID: d.id}
+	if _, err := p.WriteTo(nc); err != nil {
+		return nil, err
+	}
+	c, err := wire.DialClear(nc, p, d.token)
+	if err != nil {
 		return nil, err
 	}
 	_ = nc.SetDeadline(time.Time{})

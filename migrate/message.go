@@ -51,6 +51,8 @@ type prepareMsg struct {
 
 	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
 
+	Cleartext bool `json:"cleartext,omitempty"` // lanes but control may come without TLS
+
 	OnSourceLoss string `json:"on_source_loss,omitempty"` // LossWait (also if empty), LossKill
 	LossAfterMS  int64  `json:"loss_after_ms,omitempty"`
 

@@ -35,6 +35,8 @@ type SourceOptions struct {
 	With  []string `json:"with,omitempty"`
 	Local []string `json:"local,omitempty"`
 
+	Cleartext bool `json:"cleartext,omitempty"` // pages and files without TLS
+
 	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, when the tree lives on the target's copies
 }
 

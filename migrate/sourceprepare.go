@@ -58,17 +58,22 @@ func groupIDs(pid int) []int32 {
 	return ids
 }
 
+var errNoCleartext = errors.New("the agent takes no pages and files without encryption: start it with --allow-cleartext, or migrate without --cleartext")
+
 func (s *Source) prepare(ctx context.Context) error {
 	k, err := keys.Load(s.opt.TLSDir)
 	if err != nil {
 		return err
 	}
-	s.d = &dialer{addr: s.opt.To, keys: k, id: s.opt.ID, token: newToken()}
+	s.d = &dialer{addr: s.opt.To, keys: k, id: s.opt.ID, token: newToken(), cleartext: s.opt.Cleartext}
 	c, err := s.d.dial(ctx, wire.LaneControl)
 	if err != nil {
 		return err
 	}
 	s.sess = newSession(c, nil)
+	if s.opt.Cleartext && !s.d.clearLanes() {
+		return stage("preflight", errNoCleartext)
+	}
 	if err := s.compare(ctx); err != nil {
 		return err
 	}
@@ -116,7 +121,8 @@ func (s *Source) prepare(ctx context.Context) error {
 	m := prepareMsg{
 		Host: host, HostName: tree.HostName, Memory: tree.MemoryPresent, Comm: tree.Tasks[0].Comm, Token: s.d.token,
 		OnSourceLoss: s.opt.OnSourceLoss, LossAfterMS: s.opt.LossAfter.Milliseconds(),
-		Until: s.opt.Until, With: s.opt.With, Local: s.opt.Local, RemoveFiles: s.opt.RemoveFiles,
+		Cleartext: s.opt.Cleartext,
+		Until:     s.opt.Until, With: s.opt.With, Local: s.opt.Local, RemoveFiles: s.opt.RemoveFiles,
 		CPUMax: tree.Cgroup.CPUMax, MemoryMax: limit(tree.Cgroup.MemoryMax), PidsMax: limit(tree.Cgroup.PidsMax),
 		Datagrams: want.Datagrams,
 	}
@@ -136,6 +142,9 @@ func (s *Source) prepare(ctx context.Context) error {
 		return err
 	}
 	s.event(Event{Event: "prepared"})
+	if s.opt.Cleartext {
+		s.notice("pages and files go over the network unencrypted (--cleartext): whoever is on the path can read and change them")
+	}
 	return nil
 }
 

@@ -92,17 +92,17 @@ func (t *Target) ask(lanes ...wire.Lane) {
 }
 
 // giveLane passes a connection to the process that serves the lane.
-func (t *Target) giveLane(l wire.Lane, f *os.File) error {
+func (t *Target) giveLane(l wire.Lane, f *os.File, clear bool) error {
 	t.mu.Lock()
 	fuse, handler := t.fuse, t.handler
 	t.mu.Unlock()
 	switch {
 	case l == wire.LaneFiles && fuse != nil:
-		if err := fuse.giveLane(f); err != nil {
+		if err := fuse.giveLane(f, clear); err != nil {
 			return err
 		}
 	case (l == wire.LaneUrgent || l == wire.LaneBulk) && handler != nil:
-		if err := handler.GiveLane(l, f); err != nil {
+		if err := handler.GiveLane(l, f, clear); err != nil {
 			return err
 		}
 	default:

@@ -38,11 +38,12 @@ const (
 const firstSeq = 1
 
 type message struct {
-	Op   string          `json:"op"`
-	Seq  uint64          `json:"seq,omitempty"` // of a call; its answer has the same
-	Err  *errorText      `json:"err,omitempty"`
-	Lane wire.Lane       `json:"lane,omitempty"`
-	Body json.RawMessage `json:"body,omitempty"`
+	Op    string          `json:"op"`
+	Seq   uint64          `json:"seq,omitempty"` // of a call; its answer has the same
+	Err   *errorText      `json:"err,omitempty"`
+	Lane  wire.Lane       `json:"lane,omitempty"`
+	Clear bool            `json:"clear,omitempty"` // of opLane: no TLS
+	Body  json.RawMessage `json:"body,omitempty"`
 
 	from *fdpass.Socket // where it was received: the agent of a call may have died, and the next one counts its calls anew
 }

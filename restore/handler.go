@@ -257,12 +257,12 @@ func (h *handler) control(r *receiver) {
 			h.log.Error("agent", "err", errMessage)
 			continue
 		}
-		go h.greet(m.Lane, files[0]) // bounded by its deadline
+		go h.greet(m.Lane, files[0], m.Clear) // bounded by its deadline
 	}
 }
 
 // greet makes a lane of a connection whose preamble has been read.
-func (h *handler) greet(lane wire.Lane, f *os.File) {
+func (h *handler) greet(lane wire.Lane, f *os.File, clear bool) {
 	nc, err := net.FileConn(f)
 	f.Close()
 	if err != nil {
@@ -273,6 +273,10 @@ func (h *handler) greet(lane wire.Lane, f *os.File) {
 		if err := wire.NoticeSilence(tc); err != nil {
 			h.log.Warn("lane", "lane", lane, "err", err)
 		}
+	}
+	if clear {
+		h.up(lane, wire.NewClear(nc))
+		return
 	}
 	leave := h.lobby.Enter(nc)
 	c, err := h.hello(lane, nc)
@@ -286,6 +290,11 @@ func (h *handler) greet(lane wire.Lane, f *os.File) {
 		h.lost(lane, err)
 		return
 	}
+	h.up(lane, c)
+}
+
+// up uses a connection of the right peer.
+func (h *handler) up(lane wire.Lane, c *wire.Conn) {
 	h.client.Attach(lane, c)
 	h.lanes[lane].up()
 	h.log.Debug("lane is up", "lane", lane)

@@ -97,7 +97,7 @@ func (s *source) dial(lane wire.Lane) {
 		s.t.Error(err)
 		return
 	}
-	if err := s.handed.GiveLane(lane, f); err != nil && !errors.Is(err, ErrNoHandler) {
+	if err := s.handed.GiveLane(lane, f, false); err != nil && !errors.Is(err, ErrNoHandler) {
 		s.t.Log("give lane:", err)
 	}
 }

@@ -206,8 +206,9 @@ func (h *Handler) lost(lane wire.Lane) {
 	}
 }
 
-// GiveLane passes a connection whose clear preamble has been read; the handler does the rest. It takes over conn.
-func (h *Handler) GiveLane(lane wire.Lane, conn *os.File) error {
+// GiveLane passes a connection whose preamble has been read; the handler does the rest. With clear that is nothing: it has no TLS, and its peer
+// has proven itself. It takes over conn.
+func (h *Handler) GiveLane(lane wire.Lane, conn *os.File, clear bool) error {
 	defer conn.Close()
 	if lane != wire.LaneUrgent && lane != wire.LaneBulk {
 		return fmt.Errorf("give %v to the handler: %w", lane, unix.EINVAL)
@@ -218,7 +219,7 @@ func (h *Handler) GiveLane(lane wire.Lane, conn *os.File) error {
 		return fmt.Errorf("give %v: %w", lane, ErrNoHandler)
 	}
 	h.asked[lane] = false
-	if err := sendMessage(h.sock, message{Op: opLane, Lane: lane}, nil, conn); err != nil {
+	if err := sendMessage(h.sock, message{Op: opLane, Lane: lane, Clear: clear}, nil, conn); err != nil {
 		return fmt.Errorf("give %v to the handler: %w", lane, err)
 	}
 	return nil

@@ -82,9 +82,31 @@ func tlsPair(t *testing.T) (client, server *Conn, below *counted) {
 // Frames of all sizes come whole and in order, also when several send at once, and a large one takes few system calls.
 func TestBuffer(t *testing.T) {
 	client, server, below := tlsPair(t)
+	below.took()
+	big := manyFrames(t, client, server)
+	below.took()
+	if err := client.Send(1, 0, 1, big); err != nil { // the answer shows that all of it has been flushed
+		t.Fatal(err)
+	}
+	if _, _, err := server.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if n := below.took(); n > 3 {
+		t.Errorf("%d bytes took %d writes", len(big), n)
+	}
+	if err := server.Send(2, 0, 7, []byte("back")); err != nil {
+		t.Fatal(err)
+	}
+	if h, p, err := client.Recv(); err != nil || h.ID != 7 || string(p) != "back" {
+		t.Fatalf("%+v %q %v", h, p, err)
+	}
+}
+
+// manyFrames sends frames of all sizes from several goroutines and looks at each that comes. It returns the largest.
+func manyFrames(t *testing.T, client, server *Conn) []byte {
+	t.Helper()
 	big := make([]byte, 256<<10)
 	_, _ = rand.Read(big) // it never fails
-	below.took()
 	const senders, frames = 4, 60
 	var wg sync.WaitGroup
 	for s := range senders {
@@ -111,22 +133,19 @@ func TestBuffer(t *testing.T) {
 		next[s]++
 	}
 	wg.Wait()
-	below.took()
-	if err := client.Send(1, 0, 1, big); err != nil { // the answer shows that all of it has been flushed
-		t.Fatal(err)
-	}
-	if _, _, err := server.Recv(); err != nil {
-		t.Fatal(err)
-	}
-	if n := below.took(); n > 3 {
-		t.Errorf("%d bytes took %d writes", len(big), n)
-	}
-	if err := server.Send(2, 0, 7, []byte("back")); err != nil {
-		t.Fatal(err)
-	}
-	if h, p, err := client.Recv(); err != nil || h.ID != 7 || string(p) != "back" {
-		t.Fatalf("%+v %q %v", h, p, err)
-	}
+	return big
+}
+
+// inThread runs a test on both kinds of connections that can wait in threads.
+func inThread(t *testing.T, test func(t *testing.T, client, server *Conn)) {
+	t.Run("TLS", func(t *testing.T) {
+		client, server, _ := tlsPair(t)
+		test(t, client, server)
+	})
+	t.Run("clear", func(t *testing.T) {
+		client, server := clearPair(t)
+		test(t, client, server)
+	})
 }
 
 // A peer's end is seen behind what it sent last.
@@ -145,8 +164,9 @@ func TestBufferEnd(t *testing.T) {
 }
 
 // A reader that waits in its thread gets what comes, and Close wakes it.
-func TestWaitInThread(t *testing.T) {
-	client, server, _ := tlsPair(t)
+func TestWaitInThread(t *testing.T) { inThread(t, waitInThread) }
+
+func waitInThread(t *testing.T, client, server *Conn) {
 	if err := server.WaitInThread(); err != nil {
 		t.Fatal(err)
 	}
@@ -178,8 +198,9 @@ func TestWaitInThread(t *testing.T) {
 }
 
 // A writer that waits in its thread is woken by Close too.
-func TestWriteInThread(t *testing.T) {
-	client, server, _ := tlsPair(t)
+func TestWriteInThread(t *testing.T) { inThread(t, writeInThread) }
+
+func writeInThread(t *testing.T, client, server *Conn) {
 	if err := server.WaitInThread(); err != nil {
 		t.Fatal(err)
 	}

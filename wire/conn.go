@@ -49,13 +49,21 @@ type Conn struct {
 	r  *bufio.Reader
 	w  *buffered // below TLS; may be nil
 
-	mu  sync.Mutex // one frame at a time
-	out []byte     // under mu
+	clear *below // nc, if nothing is above it
+
+	mu    sync.Mutex  // one frame at a time
+	out   []byte      // under mu
+	parts net.Buffers // under mu
 }
 
 // NewConn takes over nc.
 func NewConn(nc net.Conn) *Conn {
-	return &Conn{nc: nc, r: bufio.NewReaderSize(nc, 64<<10), w: bufferBelow(nc)}
+	return newConn(nc, 64<<10)
+}
+
+func newConn(nc net.Conn, buffer int) *Conn {
+	clear, _ := nc.(*below)
+	return &Conn{nc: nc, r: bufio.NewReaderSize(nc, buffer), w: bufferBelow(nc), clear: clear}
 }
 
 // Net is the connection below, for deadlines and addresses. Nobody but Conn reads or writes it.
@@ -75,6 +83,9 @@ func (c *Conn) Send(t Type, flags uint16, id uint64, parts ...[]byte) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.clear != nil {
+		return c.sendClear(Header{Length: uint32(n), Type: t, Flags: flags, ID: id}, parts)
+	}
 	if c.w == nil {
 		return c.send(t, flags, id, n, parts)
 	}
@@ -111,6 +122,19 @@ func (c *Conn) send(t Type, flags uint16, id uint64, n int, parts [][]byte) erro
 	}
 	_, err := c.nc.Write(c.out)
 	return err
+}
+
+// sendClear writes a frame without copying it. c.mu is held.
+func (c *Conn) sendClear(h Header, parts [][]byte) error {
+	c.out = append(c.out[:0], make([]byte, HeaderSize)...)
+	h.Put(c.out)
+	c.parts = append(c.parts[:0], c.out)
+	for _, p := range parts {
+		if len(p) > 0 {
+			c.parts = append(c.parts, p)
+		}
+	}
+	return c.clear.writev(c.parts)
 }
 
 // Buffered says that something has come that was not read yet. The reader asks.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/subtle"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 )
@@ -38,20 +39,28 @@ const PreambleSize = 32
 var magic = [4]byte{'L', 'Z', 'M', 'G'}
 
 // Preamble routes a connection on the agent's port to the process that serves its lane, before TLS begins in
-// that process. Nothing is believed of it: Hello says the same again inside TLS.
+// that process. Nothing is believed of it: Hello says the same again inside TLS, the proof of a clear lane covers it.
 type Preamble struct {
-	Lane Lane
-	ID   ID
+	Lane  Lane
+	Clear bool // no TLS follows; never on the control lane
+	ID    ID
+}
+
+func (p Preamble) bytes() (b [PreambleSize]byte) {
+	copy(b[:], magic[:])
+	b[5] = Version
+	b[6] = byte(p.Lane)
+	if p.Clear {
+		b[7] = 1
+	}
+	copy(b[8:], p.ID[:])
+	return b
 }
 
 // WriteTo writes the 32 bytes.
 func (p Preamble) WriteTo(w io.Writer) (int64, error) {
-	b := make([]byte, PreambleSize)
-	copy(b, magic[:])
-	b[5] = Version
-	b[6] = byte(p.Lane)
-	copy(b[8:], p.ID[:])
-	n, err := w.Write(b)
+	b := p.bytes()
+	n, err := w.Write(b[:])
 	return int64(n), err
 }
 
@@ -71,9 +80,12 @@ func parsePreamble(b []byte) (Preamble, error) {
 	if v := int(b[4])<<8 | int(b[5]); v != Version {
 		return Preamble{}, fmt.Errorf("peer speaks version %d, this is version %d: use the same release on both hosts", v, Version)
 	}
-	p := Preamble{Lane: Lane(b[6])}
-	if p.Lane < LaneControl || p.Lane > LaneFiles || b[7] != 0 {
+	p := Preamble{Lane: Lane(b[6]), Clear: b[7] == 1}
+	if p.Lane < LaneControl || p.Lane > LaneFiles || b[7] > 1 {
 		return Preamble{}, fmt.Errorf("preamble asks for unknown %v", p.Lane)
+	}
+	if p.Clear && p.Lane == LaneControl {
+		return Preamble{}, errors.New("preamble asks for a control lane without TLS")
 	}
 	copy(p.ID[:], b[8:24])
 	return p, nil
@@ -87,6 +99,9 @@ type Hello struct {
 	ID       ID
 	Token    Token // of the migration: binds its lanes to the peer that began it; zero on a control lane
 }
+
+// FeatureCleartext is said on the control lane by an agent that takes clear lanes.
+const FeatureCleartext uint64 = 1
 
 // Token is a secret of one migration, made by the source and told once, on the control lane.
 type Token [32]byte

@@ -43,6 +43,42 @@ func newThreaded(nc *net.TCPConn) (*threaded, error) {
 func (t *threaded) Read(b []byte) (int, error)  { return t.f.Read(b) }
 func (t *threaded) Write(b []byte) (int, error) { return t.f.Write(b) }
 
+// writev writes the parts, which it uses up, in as few system calls as the kernel allows.
+func (t *threaded) writev(parts net.Buffers) error {
+	rc, err := t.f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	for len(parts) > 0 {
+		n := 0
+		var werr error
+		err := rc.Write(func(fd uintptr) bool {
+			for {
+				if n, werr = unix.Writev(int(fd), parts[:min(len(parts), maxParts)]); werr != unix.EINTR {
+					return true
+				}
+			}
+		})
+		if err == nil {
+			err = werr
+		}
+		if err != nil {
+			return os.NewSyscallError("writev", err)
+		}
+		for len(parts) > 0 && n >= len(parts[0]) {
+			n -= len(parts[0])
+			parts = parts[1:]
+		}
+		if n > 0 {
+			parts[0] = parts[0][n:]
+		}
+	}
+	return nil
+}
+
+// maxParts is UIO_MAXIOV.
+const maxParts = 1024
+
 // Close wakes who reads or writes; the descriptor is closed when they have left the kernel.
 func (t *threaded) Close() error {
 	if rc, err := t.f.SyscallConn(); err == nil {

@@ -130,12 +130,21 @@ func TestPreamble(t *testing.T) {
 	if err != nil || got != p {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	for i, v := range map[int]byte{0: 'X', 5: 9, 6: 77, 7: 1} {
+	for i, v := range map[int]byte{0: 'X', 5: 9, 6: 77, 7: 2} {
 		bad := bytes.Clone(whole)
 		bad[i] = v
 		if _, err := ReadPreamble(bytes.NewReader(bad)); err == nil {
 			t.Errorf("byte %d = %d is accepted", i, v)
 		}
+	}
+	p.Clear = true
+	if got, err := parsePreamble(bytes.Clone(append(whole[:7:7], append([]byte{1}, whole[8:]...)...))); err != nil || got != p {
+		t.Errorf("a clear lane's: %+v, %v", got, err)
+	}
+	control := bytes.Clone(whole)
+	control[6], control[7] = byte(LaneControl), 1
+	if _, err := ReadPreamble(bytes.NewReader(control)); err == nil {
+		t.Error("a control lane without TLS is accepted")
 	}
 	if _, err := ReadPreamble(bytes.NewReader(whole[:31])); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("short preamble: %v", err)

@@ -19,9 +19,17 @@ import (
 
 const agentPort = "7070"
 
-// moveByLazymig runs the very command of a user.
-func (b *bench) moveByLazymig(ctx context.Context, l *lab.Lab, p *process) (_ *outcome, err error) {
-	agent := l.B.Command(ctx, b.lazymig, "agent", "--listen", l.B.Addr+":"+agentPort, "--tls-dir", b.keys)
+func (b *bench) moveByLazymig(ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
+	return b.migrate(ctx, l, p, nil, nil)
+}
+
+func (b *bench) moveInClear(ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
+	return b.migrate(ctx, l, p, []string{"--allow-cleartext"}, []string{"--cleartext"})
+}
+
+// migrate runs the very commands of a user.
+func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, args []string) (_ *outcome, err error) {
+	agent := l.B.Command(ctx, b.lazymig, append([]string{"agent", "--listen", l.B.Addr + ":" + agentPort, "--tls-dir", b.keys}, agentArgs...)...)
 	var agentLog bytes.Buffer
 	agent.Stderr = &agentLog
 	said, err := agent.StdoutPipe()
@@ -52,7 +60,8 @@ func (b *bench) moveByLazymig(ctx context.Context, l *lab.Lab, p *process) (_ *o
 		end := stop
 		stop = func() error { defer endLine(); return end() }
 	}
-	cmd := l.A.Command(ctx, b.lazymig, "migrate", "--json", "--pid", strconv.Itoa(p.pid), "--to", to, "--tls-dir", b.keys, "--until", "drained")
+	args = append([]string{"migrate", "--json", "--pid", strconv.Itoa(p.pid), "--to", to, "--tls-dir", b.keys, "--until", "drained"}, args...)
+	cmd := l.A.Command(ctx, b.lazymig, args...)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	if err := cmd.Run(); err != nil {

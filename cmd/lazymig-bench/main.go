@@ -1,4 +1,4 @@
-// Command lazymig-bench moves one workload by lazymig, by stock CRIU with lazy pages, and by plain dump, copy and restore, in
+// Command lazymig-bench moves one workload by lazymig, with encryption and without, by stock CRIU with lazy pages, and by plain dump, copy and restore, in
 // one run on one machine, and prints what each costs. The workload (testdata/workload.c) takes pause and faults itself.
 //
 // Each move has a fresh lab. What stock CRIU needs is given to it: its pipe limits are raised (and put back), its cache of
@@ -59,6 +59,7 @@ var systems = []struct {
 	move       func(*bench, context.Context, *lab.Lab, *process) (*outcome, error)
 }{
 	{"lazymig", "lazymig", (*bench).moveByLazymig},
+	{"cleartext", "lazymig --cleartext", (*bench).moveInClear},
 	{"stock", "CRIU lazy-pages", (*bench).moveByStock},
 	{"plain", "CRIU dump, copy, restore", (*bench).moveByPlain},
 }
@@ -66,7 +67,7 @@ var systems = []struct {
 func run(ctx context.Context) (err error) {
 	sizes := flag.String("sizes", "64,512,2048,8192", "memory `sizes` in MB")
 	plain := flag.String("plain", "64,512,2048", "`sizes` for plain dump and restore (its images need memory three times)")
-	which := flag.String("systems", "lazymig,stock,plain", "what is measured")
+	which := flag.String("systems", "lazymig,cleartext,stock,plain", "what is measured")
 	runs := flag.Int("runs", 3, "moves of each kind; medians are printed")
 	gap := flag.Duration("gap", 500*time.Microsecond, "between two touches of random pages")
 	rtt := flag.Duration("rtt", 0, "round trip of the line that lazymig moves over; the others have none")
@@ -125,7 +126,7 @@ func run(ctx context.Context) (err error) {
 				if err != nil {
 					return fmt.Errorf("move %d MB by %s: %w", mb, s.what, err)
 				}
-				fmt.Printf("%-8s %5d MB  run %d  %s\n", s.name, mb, n+1, o)
+				fmt.Printf("%-9s %5d MB  run %d  %s\n", s.name, mb, n+1, o)
 				r.add(s.name, mb, o)
 			}
 		}

@@ -16,6 +16,7 @@ func agentCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "listen", Usage: "`ADDR:PORT`"},
 			&cli.StringSliceFlag{Name: "allow", Usage: "`NAME` of a certificate that may connect (repeatable; default: all of this CA)"},
+			&cli.BoolFlag{Name: "allow-cleartext", Usage: "take pages and files unencrypted from who asks for it with --cleartext: for links that are encrypted already"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(),
 			&cli.BoolFlag{Name: "debug", Usage: "log more"},
 		},
@@ -35,7 +36,7 @@ func agentCommand() *cli.Command {
 				return err
 			}
 			a, err := migrate.NewAgent(migrate.AgentOptions{
-				Listen: c.String("listen"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"), Allow: c.StringSlice("allow"),
+				Listen: c.String("listen"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"), Allow: c.StringSlice("allow"), Clear: c.Bool("allow-cleartext"),
 				Exe: exe, CRIUPath: path, CRIUPref: prefix, Log: logger(c.Bool("debug"), true),
 			})
 			if err != nil {

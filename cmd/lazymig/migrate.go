@@ -32,6 +32,7 @@ func migrateCommand() *cli.Command {
 			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "when this host is gone before all has moved: `wait` (for ever), or kill the process on the target after --source-loss-after"},
 			&cli.DurationFlag{Name: "source-loss-after", Value: 10 * time.Minute, Usage: "how long this host may be away"},
 			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
+			&cli.BoolFlag{Name: "cleartext", Usage: "send pages and files unencrypted, for links that are encrypted already; the agent must run with --allow-cleartext"},
 			&cli.BoolFlag{Name: "remove-source-files", Usage: "remove what --with names from here when the process lives on its copies, each of them on the target's disk and compared"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
 			&cli.StringFlag{Name: "log", Usage: "`FILE` for the log of the process that serves the tree (default: beside its record)"},
@@ -84,7 +85,7 @@ func doMigrate(c *cli.Context) error {
 	defer logTo.Close()
 	v, err := migrate.Start(migrate.SourceOptions{
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
-		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Stdio: c.String("stdio"), Exe: exe,
+		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
 		Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), RemoveFiles: c.Bool("remove-source-files"),
 	}, logTo)
