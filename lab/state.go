@@ -19,7 +19,7 @@ import (
 const StateDir = "/run/lazymig-lab"
 
 // ErrNotUp says that there is no lab in the background.
-var ErrNotUp = errors.New("no lab is up")
+var ErrNotUp = errors.New("no lab is up (`lazymig lab up` makes one)")
 
 // state is what `lab up` leaves for `lab exec` and `lab down`.
 type state struct {

@@ -24,8 +24,8 @@ func agentCommand() *cli.Command {
 			if err := none(c); err != nil {
 				return err
 			}
-			if c.String("listen") == "" {
-				return usage("agent needs --listen ADDR:PORT")
+			if err := address(c, "listen"); err != nil {
+				return err
 			}
 			exe, err := self()
 			if err != nil {

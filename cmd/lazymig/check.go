@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -13,15 +12,12 @@ import (
 	"github.com/lazymig/lazymig/preflight"
 )
 
-// clockWarn is the difference of the wall clocks above which check warns.
-const clockWarn = 100 * time.Millisecond
-
 func checkCommand() *cli.Command {
 	return &cli.Command{
 		Name: "check", Usage: "can this host, that host, this process? Nothing is moved",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "to", Usage: "agent's `ADDR:PORT`"},
-			&cli.IntFlag{Name: "pid", Usage: "root of a tree"},
+			&cli.IntFlag{Name: "pid", Usage: "`PID` of a tree's root"},
 			&cli.BoolFlag{Name: "accept-loss", Usage: "as in migrate"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
 		},
@@ -32,6 +28,14 @@ func checkCommand() *cli.Command {
 func doCheck(c *cli.Context) error {
 	if err := none(c); err != nil {
 		return err
+	}
+	if c.IsSet("to") {
+		if err := address(c, "to"); err != nil {
+			return err
+		}
+	}
+	if c.IsSet("pid") && c.Int("pid") < 1 {
+		return usage("--pid %d is no process", c.Int("pid"))
 	}
 	path, _, err := criu.Find(c.String("criu"))
 	if err != nil {
@@ -54,12 +58,7 @@ func doCheck(c *cli.Context) error {
 			return &exitErr{exitPreflight, err}
 		}
 		all = append(all, preflight.Compare(tree, preflight.LocalFacts(c.Context, host), there)...)
-		if ahead.Abs() > clockWarn {
-			all = append(all, preflight.Finding{
-				Code: "clock", Level: preflight.Warn, What: fmt.Sprintf("the target's clock is %v ahead (± %v)", ahead, off),
-				Why: "the process will see its wall clock jump", Do: "run NTP on both hosts",
-			})
-		}
+		all = append(all, preflight.Clock(ahead, off))
 	}
 	for _, f := range all {
 		if c.Bool("json") {

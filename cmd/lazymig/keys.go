@@ -13,11 +13,10 @@ func keysCommand() *cli.Command {
 			{
 				Name: "init", Usage: "make a CA", ArgsUsage: "DIR",
 				Action: func(c *cli.Context) error {
-					dir, err := one(c, "directory")
-					if err != nil {
-						return err
+					if c.NArg() != 1 {
+						return usage("keys init takes exactly one directory")
 					}
-					return keys.Init(dir)
+					return keys.Init(c.Args().First())
 				},
 			},
 			{

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -77,8 +78,15 @@ func run() int {
 		return exitOK
 	}
 	fmt.Fprintf(os.Stderr, "lazymig: %v\n", err)
+	return exitCode(err)
+}
+
+func exitCode(err error) int {
 	if e, ok := errors.AsType[*exitErr](err); ok {
 		return e.code
+	}
+	if _, ok := errors.AsType[cli.ExitCoder](err); ok { // the library's own: a help topic that is none
+		return exitUsage
 	}
 	return exitError
 }
@@ -98,7 +106,6 @@ func newApp() *cli.App {
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
 			return &exitErr{exitUsage, err}
 		},
-		CommandNotFound: nil,
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
 				return usage("unknown command %q; see `lazymig help`", c.Args().First())
@@ -110,12 +117,32 @@ func newApp() *cli.App {
 	return a
 }
 
-// usageErrors gives bad flags of all commands their exit code.
+// usageErrors gives bad flags and unknown subcommands of all commands their exit code.
 func usageErrors(all []*cli.Command) {
 	for _, c := range all {
 		c.OnUsageError = func(_ *cli.Context, err error, _ bool) error { return &exitErr{exitUsage, err} }
+		if len(c.Subcommands) > 0 {
+			c.Action = func(c *cli.Context) error {
+				if c.Args().Present() {
+					return usage("unknown command %q; see `lazymig %s help`", c.Command.Name+" "+c.Args().First(), c.Command.Name)
+				}
+				return cli.ShowSubcommandHelp(c)
+			}
+		}
 		usageErrors(c.Subcommands)
 	}
+}
+
+// address checks an ADDR:PORT that was given for a flag.
+func address(c *cli.Context, flag string) error {
+	a := c.String(flag)
+	if a == "" {
+		return usage("%s needs --%s ADDR:PORT", c.Command.Name, flag)
+	}
+	if _, port, err := net.SplitHostPort(a); err != nil || port == "" {
+		return usage("--%s %q is no ADDR:PORT", flag, a)
+	}
+	return nil
 }
 
 func logger(debug, json bool) *slog.Logger {
@@ -131,15 +158,15 @@ func logger(debug, json bool) *slog.Logger {
 
 // Flags that several commands have.
 func stateDirFlag() cli.Flag {
-	return &cli.StringFlag{Name: "state-dir", Value: "/var/lib/lazymig", Usage: "records of migrations"}
+	return &cli.StringFlag{Name: "state-dir", Value: "/var/lib/lazymig", Usage: "`DIR` of the records of migrations"}
 }
 
 func tlsDirFlag() cli.Flag {
-	return &cli.StringFlag{Name: "tls-dir", Value: "/etc/lazymig", Usage: "certificates, as `lazymig keys` makes them"}
+	return &cli.StringFlag{Name: "tls-dir", Value: "/etc/lazymig", Usage: "`DIR` of the certificates, as lazymig keys makes them"}
 }
 
 func criuFlag() cli.Flag {
-	return &cli.StringFlag{Name: "criu", EnvVars: []string{"LAZYMIG_CRIU"}, Usage: "CRIU ≥ 4.2 (default: what `lazymig setup` installed, or PATH)"}
+	return &cli.StringFlag{Name: "criu", EnvVars: []string{"LAZYMIG_CRIU"}, Usage: "`FILE`: CRIU ≥ 4.2 (default: what lazymig setup installed, or in PATH)"}
 }
 
 func jsonFlag() cli.Flag { return &cli.BoolFlag{Name: "json", Usage: "one JSON object a line"} }

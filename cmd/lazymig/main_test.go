@@ -26,10 +26,21 @@ func TestUsage(t *testing.T) {
 		{"forget"},
 		{"keys", "host", "dir"},
 		{"keys", "init"},
+		{"keys", "init", "a", "b"},
+		{"keys", "bogus"},
 		{"lab", "exec", "A"},
+		{"lab", "exec", "C", "--", "true"},
+		{"lab", "bogus"},
+		{"help", "bogus"},
+		{"migrate", "--to", "b:1"},
+		{"migrate", "--pid", "5", "--to", "b:"},
+		{"agent", "--listen", "nowhere"},
+		{"check", "--to", "b"},
+		{"check", "--to", ""},
+		{"check", "--pid", "-1"},
+		{"list", "extra"},
 	} {
-		var e *exitErr
-		if err := newApp().Run(append([]string{"lazymig"}, args...)); !errors.As(err, &e) || e.code != exitUsage {
+		if err := newApp().Run(append([]string{"lazymig"}, args...)); err == nil || exitCode(err) != exitUsage {
 			t.Errorf("%q: %v", args, err)
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,14 +22,14 @@ func migrateCommand() *cli.Command {
 		Name:  "migrate",
 		Usage: "move a process and its children to another host",
 		Flags: []cli.Flag{
-			&cli.IntFlag{Name: "pid", Usage: "root of the tree"},
+			&cli.IntFlag{Name: "pid", Usage: "`PID` of the tree's root"},
 			&cli.StringFlag{Name: "to", Usage: "agent's `ADDR:PORT`"},
-			&cli.StringFlag{Name: "until", Value: migrate.UntilDetached, Usage: "how far: `resumed` (it runs there), drained (all memory is there) or detached (its files, too, and nothing of lazymig is left; if that can't be it stays drained, which is an error only if detached was asked for)"},
+			&cli.StringFlag{Name: "until", Value: migrate.UntilDetached, Usage: "`HOW` far: resumed (it runs there), drained (all memory is there) or detached (its files, too, and nothing of lazymig is left; if that can't be it stays drained, which is an error only if detached was asked for)"},
 			&cli.StringSliceFlag{Name: "with", Usage: "a `PATH` that comes along with all that is in it, used or not (repeatable)"},
 			&cli.StringSliceFlag{Name: "local", Usage: "a directory `PATH` that is the target's own there (repeatable)"},
-			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "where standard streams go that others hold too: `relay` (to where they went, by the source), journal (the target's), null, or a file on the target"},
-			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "when this host is gone before all has moved: `wait` (for ever), or kill the process on the target after --source-loss-after"},
-			&cli.DurationFlag{Name: "source-loss-after", Value: 10 * time.Minute, Usage: "how long this host may be away"},
+			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "`WHERE` standard streams go that others hold too: relay (to where they went, by the source), journal (the target's), null, or a file on the target"},
+			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "`WHAT` is done when this host is gone before all has moved: wait (for ever), or kill the process on the target after --source-loss-after"},
+			&cli.DurationFlag{Name: "source-loss-after", Value: 10 * time.Minute, Usage: "how `LONG` this host may be away"},
 			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
 			&cli.BoolFlag{Name: "cleartext", Usage: "send pages and files unencrypted, for links that are encrypted already; the agent must run with --allow-cleartext"},
 			&cli.BoolFlag{Name: "remove-source-files", Usage: "remove what --with names from here when the process lives on its copies, each of them on the target's disk and compared"},
@@ -57,8 +56,11 @@ func doMigrate(c *cli.Context) error {
 			return usage("--with and --local take absolute paths, not %q", p)
 		}
 	}
-	if _, _, err := net.SplitHostPort(c.String("to")); err != nil {
-		return usage("--to: %v", err)
+	if err := address(c, "to"); err != nil {
+		return err
+	}
+	if !c.IsSet("pid") {
+		return usage("migrate needs --pid PID")
 	}
 	if c.Int("pid") < 1 {
 		return usage("--pid %d is no process", c.Int("pid"))

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 
 	"github.com/urfave/cli/v2"
 
@@ -33,17 +35,18 @@ func setupCommand() *cli.Command {
 
 func labCommand() *cli.Command {
 	host := func(c *cli.Context, f func(*lab.Host) error) error {
+		name := c.Args().First()
+		if name != "A" && name != "B" {
+			return usage("host %q: A or B", name)
+		}
 		l, err := lab.Attach("")
 		if err != nil {
 			return err
 		}
-		switch c.Args().First() {
-		case "A":
+		if name == "A" {
 			return f(l.A)
-		case "B":
-			return f(l.B)
 		}
-		return usage("host %q: A or B", c.Args().First())
+		return f(l.B)
 	}
 	return &cli.Command{
 		Name: "lab", Usage: "two hosts on this machine, in namespaces, to play with",
@@ -82,7 +85,11 @@ func labCommand() *cli.Command {
 						}
 						cmd := h.Command(c.Context, args[0], args[1:]...)
 						cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
-						return cmd.Run()
+						err := cmd.Run()
+						if ee, ok := errors.AsType[*exec.ExitError](err); ok && ee.ExitCode() > 0 {
+							return &exitErr{ee.ExitCode(), fmt.Errorf("%s: %w", args[0], err)}
+						}
+						return err
 					})
 				},
 			},
