@@ -45,6 +45,9 @@ func TestRefused(t *testing.T) {
 		t.Errorf("migrate ended with %d: %s", m.code, m.stderr)
 	}
 	r.sh(a, "kill -0 "+pid)
+	if out := r.sh(a, "ls /var/lib/lazymig"); out != "" {
+		t.Errorf("the state directory holds %s", out)
+	}
 	r.clean()
 }
 

@@ -64,6 +64,13 @@ func recordDir(stateDir string, id wire.ID, side Side) string {
 // LogPath is where the source's process of a migration logs.
 func LogPath(stateDir string, id wire.ID) string { return filepath.Join(stateDir, id.String()+".log") }
 
+// DropLog removes the log of a migration that was refused, or failed, before it had a record: nobody could forget it.
+func DropLog(stateDir string, id wire.ID) {
+	if _, err := os.Stat(recordDir(stateDir, id, SideSource)); errors.Is(err, fs.ErrNotExist) {
+		_ = os.Remove(LogPath(stateDir, id)) // it may never have been made
+	}
+}
+
 // NewRecord makes the directory and writes the first entry.
 func NewRecord(stateDir string, id wire.ID, first Entry) (*Record, error) {
 	dir := recordDir(stateDir, id, first.Side)

@@ -85,6 +85,9 @@ func doMigrate(c *cli.Context) error {
 		return err
 	}
 	defer logTo.Close()
+	if !c.IsSet("log") {
+		defer migrate.DropLog(c.String("state-dir"), id)
+	}
 	v, err := migrate.Start(migrate.SourceOptions{
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
