@@ -10,8 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/lazymig/lazymig/lazyfs/store"
 	"github.com/lazymig/lazymig/restore/detach"
 	"github.com/lazymig/lazymig/wire"
@@ -76,7 +74,7 @@ type detaching struct {
 
 // startDetach is at drained.
 func (t *Target) startDetach() {
-	if t.msg.Until != UntilDetached || t.detach != nil || t.fuse == nil {
+	if t.msg.Until != UntilDetached || t.detach != nil {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -129,8 +127,10 @@ func (t *Target) detachEnded(result any) {
 		t.mu.Lock()
 		t.stdio = nil
 		t.mu.Unlock()
-		if err := t.enter(Detached, fmt.Sprintf("files at %s", m.Root)); err != nil {
+		if err := t.enter(Detached, filesAt(m)); err != nil { // the next agent finds the outcome of the switch
 			t.log.Error("record detached", "err", err)
+		} else {
+			forgetSwitched(t.rec.Dir, t.log)
 		}
 		t.log.Info("detached", "audit", true, "stop_ms", m.StopMS, "descriptors", m.Descriptors, "mappings", m.Mappings, "files", m.Files, "connection", m.Connection)
 		t.tell(wire.MsgDetached, m)
@@ -146,6 +146,12 @@ func reasonsOf(err error) []string {
 
 // leave brings the files, switches, and ends what is not needed then.
 func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
+	if m := readSwitched(t.rec.Dir, t.log); m != nil { // an agent before this one has died since
+		return m, t.endHelpers(m.Connection)
+	}
+	if t.fuse == nil {
+		return nil, errors.New("this agent can't reach the tree's FUSE daemon")
+	}
 	if t.stdio != nil && !t.stdio.idle {
 		return nil, &detach.Stuck{Reasons: []string{"its standard streams are carried by lazymig; with --stdio null they would not be"}}
 	}
@@ -153,67 +159,47 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 	if err != nil {
 		return nil, fmt.Errorf("look at root of the tree: %w", err)
 	}
-	var settled store.Settled
-	o := detach.Options{Tasks: t.capsule.Tasks, MountNS: t.capsule.PID(), Dev: st.Dev, Log: t.log}
-	o.Settle = func(ctx context.Context, inodes []uint64) (l detach.Local, err error) {
-		ctx, cancel := context.WithTimeoutCause(ctx, settleTime, errors.New("the source does not answer"))
-		defer cancel()
-		if settled, err = t.fuse.storeSettle(ctx); err != nil {
-			return l, err
-		}
-		if err := undecided(settled.Undecided); err != nil {
-			return l, err
-		}
-		l.Root = settled.Plan.Root
-		for _, b := range settled.Plan.Binds {
-			l.Binds = append(l.Binds, detach.Bind{Path: b.Path, Target: b.TargetPath})
-		}
-		l.Files, err = t.fuse.storeLocal(ctx, inodes)
-		return l, err
-	}
-	rep, err := t.switchOver(ctx, o)
+	m, err := t.switchOver(ctx, st.Dev)
 	if err != nil {
 		return nil, err
 	}
-	m := &detachedMsg{
-		StopMS: rep.StopMS, SettleMS: rep.SettleMS, Descriptors: rep.Descriptors, Mappings: rep.Mappings,
-		Files: settled.Files, Bytes: settled.Bytes, Root: settled.Plan.Root,
-		Connection: unix.Minor(st.Dev),
-	}
+	park(t.log, "switched")
 	return m, t.endHelpers(m.Connection)
 }
 
 // switchOver tries until the tree is on its local files, or what keeps it from that does not pass.
-func (t *Target) switchOver(ctx context.Context, o detach.Options) (detach.Report, error) {
+func (t *Target) switchOver(ctx context.Context, dev uint64) (*detachedMsg, error) {
 	stops := 0
 	for try := 1; ; try++ {
 		pause := againAfter
-		err := t.filesReady(ctx, o.Tasks)
+		err := t.filesReady(ctx, t.capsule.Tasks)
 		if err != nil {
-			return detach.Report{}, err
+			return nil, err
 		}
 		park(t.log, "detach")
-		stuck, err := detach.Look(o)
+		stuck, err := detach.Look(detach.Options{Tasks: t.capsule.Tasks, MountNS: t.capsule.PID(), Dev: dev})
 		if err == nil && len(stuck) > 0 {
 			err = &detach.Stuck{Reasons: stuck}
 		}
 		if err == nil {
-			var rep detach.Report
-			rep, err = detach.Switch(ctx, o)
+			var m *detachedMsg
+			m, err = t.switchApart(ctx, dev)
 			stops++
-			pause = stopAfter
+			if pause = stopAfter; errors.Is(err, detach.ErrDied) {
+				pause = againAfter // not the fault of files that do not come
+			}
 			if err == nil {
-				return rep, nil
+				return m, nil
 			}
 		}
 		if _, broken := errors.AsType[*detach.Broken](err); broken || try == mostTries || stops == mostStops {
-			return detach.Report{}, err
+			return nil, err
 		}
 		t.log.Info("the tree can't leave its source's files yet", "try", try, "err", err)
 		select {
 		case <-time.After(pause):
 		case <-ctx.Done():
-			return detach.Report{}, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 	}
 }
@@ -322,6 +308,35 @@ func held(connection uint32) bool {
 func (t *Target) endHelpers(connection uint32) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, errors.New("it does not answer"))
 	defer cancel()
+	err := t.endFiles(ctx)
+	if held(connection) {
+		t.log.Error("something still refers to the source's files: it will get errors", "connection", connection)
+	}
+	t.mu.Lock()
+	fuse := t.fuse
+	t.fuse = nil
+	t.mu.Unlock()
+	if fuse != nil {
+		fuse.Close()
+	}
+	if lerr := t.capsule.Leave(ctx); lerr != nil {
+		err = errors.Join(err, lerr)
+	}
+	if rerr := os.RemoveAll(t.tmp); rerr != nil {
+		err = errors.Join(err, fmt.Errorf("remove images: %w", rerr))
+	}
+	park(t.log, "left")
+	return err
+}
+
+// endFiles finishes the store. A daemon whose agent has died since the switch has ended, with the mount.
+func (t *Target) endFiles(ctx context.Context) error {
+	if t.fuse == nil {
+		if t.msg.RemoveFiles && len(t.msg.With) > 0 {
+			t.log.Warn("files are not removed from the source: the agent has died since they came here", "paths", t.msg.With)
+		}
+		return store.Finish(t.rec.Dir)
+	}
 	var err error
 	if t.msg.RemoveFiles && len(t.msg.With) > 0 {
 		r, rerr := t.fuse.storeRemove(ctx, t.msg.With)
@@ -333,20 +348,6 @@ func (t *Target) endHelpers(connection uint32) error {
 	}
 	if derr := t.fuse.storeDone(ctx); derr != nil {
 		err = errors.Join(err, derr)
-	}
-	if held(connection) {
-		t.log.Error("something still refers to the source's files: it will get errors", "connection", connection)
-	}
-	t.mu.Lock()
-	fuse := t.fuse
-	t.fuse = nil
-	t.mu.Unlock()
-	fuse.Close()
-	if lerr := t.capsule.Leave(ctx); lerr != nil {
-		err = errors.Join(err, lerr)
-	}
-	if rerr := os.RemoveAll(t.tmp); rerr != nil {
-		err = errors.Join(err, fmt.Errorf("remove images: %w", rerr))
 	}
 	return err
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
+	"github.com/lazymig/lazymig/lazyfs/store"
 	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -25,6 +27,10 @@ func (a *Agent) pickUp(ctx context.Context) {
 		}
 		log := a.opt.Log.With("id", k.ID)
 		t, err := a.found(ctx, k)
+		if errors.Is(err, errDetached) {
+			log.Warn("migration is over", "audit", true, "state", Detached, "why", err)
+			continue
+		}
 		if err != nil {
 			log.Warn("migration is not taken up", "state", last.State, "err", err)
 			continue
@@ -57,13 +63,32 @@ func (a *Agent) found(ctx context.Context, k Known) (*Target, error) {
 	}
 	t.rec = rec
 	if err := t.takeUp(ctx); err != nil {
-		rec.Close()
+		defer rec.Close()
+		if m := readSwitched(k.Dir, t.log); m != nil && errors.Is(err, restore.ErrNoGuardian) {
+			return nil, t.detachedBefore(m)
+		}
 		return nil, err
 	}
 	a.mu.Lock()
 	a.targets[t.id] = t
 	a.mu.Unlock()
 	return t, nil
+}
+
+// errDetached says that there is nothing to be taken up.
+var errDetached = errors.New("the agent before this one had detached the tree; that is recorded now")
+
+// detachedBefore records what an agent has died over: the tree is on its files, and its guardian is no more than an init. The source hears of it when it
+// asks.
+func (t *Target) detachedBefore(m *detachedMsg) error {
+	if err := errors.Join(store.Finish(t.rec.Dir), os.RemoveAll(t.tmp)); err != nil {
+		t.log.Error("take away what helpers of a detached tree have left", "err", err)
+	}
+	if err := t.enter(Detached, filesAt(m)); err != nil {
+		return err // and the outcome of the switch stays
+	}
+	forgetSwitched(t.rec.Dir, t.log)
+	return errDetached
 }
 
 const adoptTime = 10 * time.Second
@@ -76,7 +101,9 @@ func (t *Target) takeUp(ctx context.Context) (err error) {
 		if t.state == Asked || t.state == Granted {
 			return err
 		}
-		t.log.Error("the tree's files are out of reach for this agent", "err", err)
+		if readSwitched(t.rec.Dir, t.log) == nil { // else they are its own
+			t.log.Error("the tree's files are out of reach for this agent", "err", err)
+		}
 	}
 	defer func() {
 		if err != nil && t.fuse != nil {

@@ -81,7 +81,7 @@ func (c *Capsule) Restore(ctx context.Context, o RestoreOptions) error {
 		cfg.Keys = append(cfg.Keys, in.Key)
 		files = append(files, in.File)
 	}
-	f, err := sealedCopy(cfg)
+	f, err := fdpass.Pack(cfg)
 	if err != nil {
 		return fmt.Errorf("restore: %w", err)
 	}

@@ -176,7 +176,7 @@ func (c *Capsule) start(ctx context.Context, prefix string) error {
 
 // fork starts the guardian's stage 1 in its namespaces and cgroup.
 func (c *Capsule) fork() error {
-	pids, err := sealedCopy(c.o.PIDs)
+	pids, err := fdpass.Pack(c.o.PIDs)
 	if err != nil {
 		return err
 	}

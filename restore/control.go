@@ -1,11 +1,9 @@
 package restore
 
 import (
-	"encoding/gob"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -113,30 +111,6 @@ func (r *receiver) next() (message, []*os.File, error) {
 		return message{}, nil, fmt.Errorf("decode message of peer process: %w", err)
 	}
 	return m, files, nil
-}
-
-// sealedCopy puts v into a memfd, because it may be far longer than a datagram.
-func sealedCopy(v any) (*os.File, error) {
-	fd, err := unix.MemfdCreate("lazymig-message", unix.MFD_CLOEXEC)
-	if err != nil {
-		return nil, fmt.Errorf("make message file: %w", err)
-	}
-	f := os.NewFile(uintptr(fd), "lazymig-message")
-	if err := gob.NewEncoder(f).Encode(v); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("encode message file: %w", err)
-	}
-	return f, nil
-}
-
-func readCopy(f *os.File, v any) error {
-	if _, err := f.Seek(0, io.SeekStart); err != nil {
-		return fmt.Errorf("read message file: %w", err)
-	}
-	if err := gob.NewDecoder(f).Decode(v); err != nil {
-		return fmt.Errorf("decode message file: %w", err)
-	}
-	return nil
 }
 
 var errMessage = errors.New("unexpected message between lazymig's processes")

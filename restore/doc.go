@@ -11,6 +11,15 @@
 //
 // Guardian and handler are this program's hidden subcommands GuardianArg and HandlerArg: GuardianMain and HandlerMain.
 //
+// # Who dies, and what then
+//
+//	agent        before the question: all of this is taken away; later the next one takes over (Adopt)
+//	handler      the next is started, by the agent; who waits for pages waits
+//	guardian     the tree dies with it, on purpose (below); the agent sees the end
+//	criu         before the release: the restore has failed. It is gone after it
+//	switch       package restore/detach: the tree goes on, or dies as a whole; never a half of it. The agent starts the next
+//	FUSE daemon  package migrate: its keeper starts the next. The keeper: the agent starts both
+//
 // # From Start to the end
 //
 //	Start          cgroups; guardian stage 1: PID window (see pidWindow), exec; stage 2: root mounted, pivoted, ready

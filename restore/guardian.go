@@ -93,7 +93,7 @@ func treePIDs() (pids []int32, most int, err error) {
 	}
 	f := os.NewFile(uintptr(fd), "pids")
 	defer f.Close()
-	if err := readCopy(f, &pids); err != nil {
+	if err := fdpass.Unpack(f, &pids); err != nil {
 		return nil, 0, err
 	}
 	most, err = pidMax()

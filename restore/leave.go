@@ -6,27 +6,43 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/restore/detach"
 )
 
 // Tasks lists the processes of the tree, by their PIDs in this process's namespace.
 func (c *Capsule) Tasks() ([]int, error) {
-	b, err := os.ReadFile(filepath.Join(c.groups.dir(treeGroup), "cgroup.procs"))
+	f, err := c.TreeProcs()
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	pids, err := detach.Tasks(f)
 	if err != nil {
 		return nil, fmt.Errorf("list processes of the tree: %w", err)
 	}
-	var pids []int
-	for f := range strings.FieldsSeq(string(b)) {
-		pid, err := strconv.Atoi(f)
-		if err != nil || pid == 0 { // 0: of another PID namespace
-			return nil, fmt.Errorf("list processes of the tree: process %q", f)
-		}
-		pids = append(pids, pid)
-	}
 	return pids, nil
+}
+
+// TreeProcs opens cgroup.procs of the tree.
+func (c *Capsule) TreeProcs() (*os.File, error) {
+	f, err := os.Open(filepath.Join(c.groups.dir(treeGroup), "cgroup.procs"))
+	if err != nil {
+		return nil, fmt.Errorf("list processes of the tree: %w", err)
+	}
+	return f, nil
+}
+
+// HelperGroup opens the cgroup of the capsule's helpers: what is in it does not end with the agent's unit.
+func (c *Capsule) HelperGroup() (*os.File, error) {
+	f, err := os.Open(c.groups.dir(guardianGroup))
+	if err != nil {
+		return nil, fmt.Errorf("open cgroup of the capsule's helpers: %w", err)
+	}
+	return f, nil
 }
 
 // Leave ends what the tree does not need when all its memory is here: the guardian becomes a bare init, the handler ends. Done is closed when

@@ -56,7 +56,7 @@ func (g *guardian) hold(files []*os.File) error {
 	}
 	g.restore = r
 	g.mu.Unlock()
-	if err := readCopy(files[0], &r.cfg); err != nil {
+	if err := fdpass.Unpack(files[0], &r.cfg); err != nil {
 		return err
 	}
 	if len(r.cfg.Keys) != len(files)-1 {

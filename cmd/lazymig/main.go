@@ -18,6 +18,7 @@ import (
 	"github.com/lazymig/lazymig/lab"
 	"github.com/lazymig/lazymig/migrate"
 	"github.com/lazymig/lazymig/restore"
+	"github.com/lazymig/lazymig/restore/detach"
 )
 
 // Exit codes, documented in README.md.
@@ -54,6 +55,7 @@ func hidden(log *slog.Logger) map[string]func() error {
 		migrate.GuestArg:      migrate.GuestMain,
 		migrate.FuseDaemonArg: func() error { return migrate.FuseDaemonMain(log) },
 		migrate.FuseKeeperArg: func() error { return migrate.FuseKeeperMain(log) },
+		detach.Arg:            func() error { return migrate.SwitchMain(log) },
 		restore.GuardianArg:   func() error { restore.GuardianMain(); return nil },
 		restore.HandlerArg:    func() error { restore.HandlerMain(); return nil },
 		dump.KeeperArg:        func() error { os.Exit(dump.KeeperMain(os.Args[2:])); return nil },

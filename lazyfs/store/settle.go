@@ -28,7 +28,8 @@ type Settled struct {
 const finalRounds = 6
 
 // Settle brings everything up to date while the tree is stopped, and proves it: then the copies are the files. If it fails, or something is
-// undecided, the source is still the owner of all, and the tree may go on; Settle may be called again.
+// undecided, the source is still the owner of all, and the tree may go on; Settle may be called again. Else nothing is copied any more before
+// the next Move: the tree may live on the copies already, whoever has died since.
 func (s *Store) Settle(ctx context.Context) (*Settled, error) {
 	s.mu.Lock()
 	s.settling++
@@ -93,6 +94,7 @@ func (s *Store) Settle(ctx context.Context) (*Settled, error) {
 	}
 	slices.SortFunc(r.Plan.Binds, func(a, b Bind) int { return strings.Compare(a.Path, b.Path) })
 	slices.SortFunc(r.Undecided, func(a, b Undecided) int { return strings.Compare(a.Path, b.Path) })
+	s.rests = len(r.Undecided) == 0
 	return r, nil
 }
 
@@ -345,13 +347,28 @@ func (s *Store) sameAsOurs(ctx context.Context, node uint64, p string, typ uint3
 
 // Done is told when the tree lives on the copies: hidden names go, so that an unlinked file is one again, and nothing is kept at the source.
 func (s *Store) Done() error {
-	if err := os.WriteFile(filepath.Join(s.o.Dir, doneFile), nil, 0o600); err != nil {
-		return fmt.Errorf("finish store: %w", err)
+	if err := markDone(s.o.Dir); err != nil {
+		return err
 	}
 	if err := s.Close(); err != nil {
 		return err
 	}
-	if err := os.RemoveAll(filepath.Join(s.o.Dir, "root", hiddenDir)); err != nil {
+	return Finish(s.o.Dir)
+}
+
+// Finish is Done where the process that had the store is gone.
+func Finish(dir string) error {
+	if err := markDone(dir); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "root", hiddenDir)); err != nil {
+		return fmt.Errorf("finish store: %w", err)
+	}
+	return nil
+}
+
+func markDone(dir string) error {
+	if err := os.WriteFile(filepath.Join(dir, doneFile), nil, 0o600); err != nil {
 		return fmt.Errorf("finish store: %w", err)
 	}
 	return nil

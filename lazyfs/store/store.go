@@ -89,6 +89,7 @@ type Store struct {
 	byIno   map[uint64]*object // as of Settle
 	bound   map[uint64]string  // inode → path below a directory of the target's own
 	started bool
+	rests   bool // settled: nothing is copied before the next Move
 	plan    plan
 
 	tree sync.RWMutex // held by a pass where it changes copies' names, and by who reads them without pass. After pass, before mu
@@ -211,6 +212,7 @@ func (s *Store) Move(w Want) {
 	defer s.pass.Unlock()
 	s.wants = append(s.wants, w.goals()...)
 	clear(s.plan.bad)
+	s.rests = false
 	s.mu.Lock()
 	s.goals = append(s.goals, s.wants...) // all anew: what could not be may be now
 	for node := range s.opens {
@@ -245,6 +247,15 @@ func (s *Store) background() {
 	for s.ctx.Err() == nil {
 		ctx, cancel := context.WithCancel(s.ctx)
 		s.pass.Lock()
+		if s.rests {
+			s.pass.Unlock()
+			cancel()
+			select {
+			case <-s.wake:
+			case <-s.ctx.Done():
+			}
+			continue
+		}
 		s.mu.Lock()
 		s.yield = cancel
 		if s.settling > 0 { // it comes first

@@ -21,15 +21,15 @@ func Call(pid, nr int, args ...uint64) (result uint64, err error) {
 }
 
 func callNow(pid, nr int, args []uint64) (result uint64, err error) {
-	alive, err := seize(pid)
+	t := &task{pid: pid, tid: pid}
+	alive, err := t.seize()
 	if err != nil {
 		return 0, err
 	}
 	if !alive {
 		return 0, unix.ESRCH
 	}
-	t := &task{pid: pid, tid: pid}
-	defer func() { err = errors.Join(err, t.letGo()) }()
+	defer func() { err = errors.Join(err, t.putBack(), t.letGo()) }()
 	if err := t.awaitStop(time.Now().Add(stopTime)); err != nil {
 		return 0, err
 	}

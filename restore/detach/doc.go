@@ -18,6 +18,22 @@
 //
 // Whatever fails before the pivot leaves the tree as it was.
 //
+// # A process of its own
+//
+// Ptrace ties a stopped tree to its tracer, so the switch has a process of its own (Apart, Main), started before the stop: it holds nothing of the old
+// file system, needs its agent until the files are settled and nobody from then on. When all is in its place it leaves an outcome, a file,
+// before anything runs, and whoever comes next finds that.
+//
+//	killed                          before settled                         mounts … commit                        released
+//	agent                           undone, the tree goes on               it comes to its end                    it is at its end
+//	the switch                      the kernel lets the tree go on         the tree dies as a whole               the tree lives
+//	whoever serves the old files    undone                                 not needed                             not needed
+//
+// A tree that is half on new files must not run one instruction, and nobody can take a tracee over from a tracer that is dead: so from the first
+// change on (stopped.bind) it is bound to the process by PTRACE_O_EXITKILL. The outcome is written while it is bound: a tree that
+// dies in that moment is known to have been on its local files. Threads are set free one after the other; a kill in just these microseconds takes those processes
+// that were not yet.
+//
 // # System calls in a tracee
 //
 // A thread of each process runs a table of system calls: code and table are mapped into it for the time being (inject.go), so

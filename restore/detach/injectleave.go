@@ -55,8 +55,7 @@ func (j *injected) leave() error {
 	if err := j.toTrap(); err != nil {
 		return fmt.Errorf("stop thread %d: %w", t.tid, err)
 	}
-	signals := len(t.kept) > 0
-	if signals {
+	if len(t.kept) > 0 {
 		if err := j.deliver(); err != nil {
 			return fmt.Errorf("keep signal of thread %d: %w", t.tid, err)
 		}
@@ -64,9 +63,7 @@ func (j *injected) leave() error {
 	if err := setSigmask(t.tid, j.mask); err != nil {
 		return fmt.Errorf("set signal mask of thread %d: %w", t.tid, err)
 	}
-	r := j.regs
-	restart(&r, signals || pending(t.tid))
-	if err := unix.PtraceSetRegs(t.tid, &r); err != nil {
+	if err := unix.PtraceSetRegs(t.tid, &j.regs); err != nil {
 		return fmt.Errorf("set registers of thread %d: %w", t.tid, err)
 	}
 	return nil

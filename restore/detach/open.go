@@ -1,9 +1,11 @@
 package detach
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -206,8 +208,25 @@ func (w *switching) close() {
 	w.inRoot.close()
 }
 
-// writeBack brings what was written through shared mappings to the old file system's files.
-func (s *survey) writeBack() error {
+// writeTime bounds how long the tree is stopped for that.
+const writeTime = 2 * time.Second
+
+// writeBack brings what was written through shared mappings to the old file system's files. That may take for ever, if nobody serves them; a thread
+// that waits in the kernel then is left to its fate, and the tree goes on.
+func (s *survey) writeBack(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, writeTime, errors.New("the source does not answer"))
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- s.syncMapped() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return fmt.Errorf("write mapped files: %w", context.Cause(ctx))
+	}
+}
+
+func (s *survey) syncMapped() error {
 	done := map[uint64]bool{}
 	for _, p := range s.processes {
 		for _, v := range p.maps {

@@ -18,6 +18,7 @@ const stopTime = 500 * time.Millisecond
 // task is a stopped thread.
 type task struct {
 	pid, tid int
+	opts     uintptr // of ptrace
 	dead     bool
 	kept     []siginfo // signals that were about to be delivered when it stopped, or while it ran for us
 	atSignal bool      // it stands where the first of kept is delivered
@@ -43,12 +44,12 @@ func (s *stopped) stopAll(list func() ([]int, error)) error {
 				if s.known[tid] {
 					continue
 				}
-				ok, err := seize(tid)
+				t := &task{pid: pid, tid: tid}
+				ok, err := t.seize()
 				if err != nil {
 					return fmt.Errorf("stop thread %d of process %d: %w", tid, pid, err)
 				}
 				if ok {
-					t := &task{pid: pid, tid: tid}
 					s.known[tid] = true
 					s.tasks = append(s.tasks, t)
 					fresh = append(fresh, t)
@@ -74,21 +75,35 @@ type stopped struct {
 }
 
 // seize attaches and interrupts; false: it is dead.
-func seize(tid int) (bool, error) {
-	opts := uintptr(unix.PTRACE_O_TRACESYSGOOD)
-	if seccomped(tid) {
-		opts |= suspendSeccomp
+func (t *task) seize() (bool, error) {
+	t.opts = unix.PTRACE_O_TRACESYSGOOD
+	if seccomped(t.tid) {
+		t.opts |= suspendSeccomp
 	}
-	if err := ptrace(unix.PTRACE_SEIZE, tid, 0, opts); err != nil {
-		if errors.Is(err, unix.ESRCH) || state(tid) == 'Z' || state(tid) == 'X' || state(tid) == 0 {
+	if err := ptrace(unix.PTRACE_SEIZE, t.tid, 0, t.opts); err != nil {
+		if errors.Is(err, unix.ESRCH) || state(t.tid) == 'Z' || state(t.tid) == 'X' || state(t.tid) == 0 {
 			return false, nil
 		}
 		return false, fmt.Errorf("seize: %w", err)
 	}
-	if err := unix.PtraceInterrupt(tid); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := unix.PtraceInterrupt(t.tid); err != nil && !errors.Is(err, unix.ESRCH) {
 		return false, fmt.Errorf("interrupt: %w", err)
 	}
 	return true, nil
+}
+
+// bind says whether the stopped tree dies with this process, by the kernel, before one more of its instructions runs. Else it goes on as it stands.
+func (s *stopped) bind(on bool) error {
+	for _, t := range s.tasks {
+		opts := t.opts
+		if on {
+			opts |= unix.PTRACE_O_EXITKILL
+		}
+		if err := ptrace(unix.PTRACE_SETOPTIONS, t.tid, 0, opts); err != nil && !errors.Is(err, unix.ESRCH) { // that: it has been killed
+			return fmt.Errorf("set options of thread %d: %w", t.tid, err)
+		}
+	}
+	return nil
 }
 
 // state is a thread's letter in /proc, 0 if there is none.
@@ -163,37 +178,42 @@ func (t *task) awaitStop(deadline time.Time) error {
 		}
 		t.kept, t.atSignal = append(t.kept, si), true
 	}
+	t.goOn()
 	return nil
 }
 
 // epoll_wait(2) and its kind say EINTR instead of restarting; nothing has happened for them either.
 var endWithEINTR = map[uint64]bool{unix.SYS_EPOLL_WAIT: true, unix.SYS_EPOLL_PWAIT: true, unix.SYS_EPOLL_PWAIT2: true}
 
-const restartSys = 512 // ERESTARTSYS, include/linux/errno.h
+const restartNoHand = 514 // ERESTARTNOHAND, include/linux/errno.h: EINTR if a handler runs, else it goes on
 
-// restart makes an interrupted call that would end with EINTR go on. Not where a signal is the reason.
-func restart(r *unix.PtraceRegs, signals bool) bool {
-	if signals || !endWithEINTR[r.Orig_rax] || int64(r.Rax) != -int64(unix.EINTR) {
-		return false
+// goOn makes an interrupted call that would end with EINTR go on, however the thread is let go: also by the end of this process.
+func (t *task) goOn() {
+	var r unix.PtraceRegs
+	if err := unix.PtraceGetRegs(t.tid, &r); err != nil || !endWithEINTR[r.Orig_rax] || int64(r.Rax) != -int64(unix.EINTR) {
+		return
 	}
-	r.Rax = ^uint64(restartSys - 1)
-	return true
+	r.Rax = ^uint64(restartNoHand - 1)
+	_ = unix.PtraceSetRegs(t.tid, &r) // else it sees EINTR
 }
 
-// letGo makes a thread what it was and lets it run.
-func (t *task) letGo() error {
+// putBack makes a thread what it was. It still stands.
+func (t *task) putBack() error {
 	if t.dead {
 		return nil
 	}
 	if t.inj != nil {
-		if err := t.inj.leave(); err != nil {
+		if err := t.inj.leave(); err != nil && !t.dead {
 			return err
 		}
-	} else if len(t.kept) == 0 {
-		var r unix.PtraceRegs
-		if err := unix.PtraceGetRegs(t.tid, &r); err == nil && restart(&r, pending(t.tid)) {
-			_ = unix.PtraceSetRegs(t.tid, &r) // else it sees EINTR
-		}
+	}
+	return nil
+}
+
+// letGo lets a thread run that is what it was.
+func (t *task) letGo() error {
+	if t.dead {
+		return nil
 	}
 	sig := 0
 	if len(t.kept) > 0 && t.atSignal {
@@ -209,21 +229,16 @@ func (t *task) letGo() error {
 	return nil
 }
 
-// pending says whether any signal waits for the thread.
-func pending(tid int) bool {
-	for _, n := range []string{"SigPnd", "ShdPnd"} {
-		v, err := strconv.ParseUint(statusOf(tid, n), 16, 64)
-		blocked, berr := strconv.ParseUint(statusOf(tid, "SigBlk"), 16, 64)
-		if err != nil || berr != nil || v&^blocked != 0 {
-			return true
-		}
-	}
-	return false
-}
-
-// release lets all go.
-func (s *stopped) release() error {
+// release lets all go. done, which may be nil, is called when everything is in its place and nothing runs yet.
+func (s *stopped) release(done func()) error {
 	var errs []error
+	for _, t := range s.tasks {
+		errs = append(errs, t.putBack())
+	}
+	if done != nil && errors.Join(errs...) == nil {
+		done()
+	}
+	errs = append(errs, s.bind(false))
 	for _, t := range s.tasks {
 		errs = append(errs, t.letGo())
 	}

@@ -24,7 +24,9 @@ type Options struct {
 	Settle func(ctx context.Context, inodes []uint64) (Local, error)
 	Log    *slog.Logger
 
-	stopped *stopped
+	committed func(Report)       // all is in its place, and nothing runs yet
+	park      func(point string) // for tests; see points in apart.go
+	stopped   *stopped
 }
 
 // Report of a switch that is done.
@@ -50,6 +52,9 @@ func Switch(ctx context.Context, o Options) (rep Report, err error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	if o.park == nil {
+		o.park = func(string) {}
+	}
 	// ptrace wants one thread. It ends then: a thread of the tree that did not stop in time, because it waits for the old file system, can't be let go
 	// one by one (ESRCH), and would stop later, for nobody; the kernel lets it go when its tracer ends (kernel/ptrace.c, exit_ptrace).
 	criu.OnThrowawayThread(func() { rep, err = o.switchNow(ctx) })
@@ -67,7 +72,18 @@ func (o *Options) switchNow(ctx context.Context) (Report, error) {
 	var rep Report
 	err = o.switchStopped(ctx, flags, &rep)
 	rep.Threads = len(o.stopped.tasks)
-	if rerr := o.stopped.release(); rerr != nil {
+	var done func()
+	if err == nil {
+		done = func() {
+			o.park("release")
+			rep.StopMS = ms(time.Since(began))
+			if o.committed != nil {
+				o.committed(rep)
+			}
+			o.park("switched")
+		}
+	}
+	if rerr := o.stopped.release(done); rerr != nil {
 		err = &Broken{errors.Join(err, rerr)}
 	}
 	rep.StopMS = ms(time.Since(began))
@@ -130,6 +146,7 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Repor
 	if err := o.stopped.stopAll(o.Tasks); err != nil {
 		return err
 	}
+	o.park("stopped")
 	s, err := look(o, o.stopped.tasks, flags)
 	if err != nil {
 		return err
@@ -145,7 +162,7 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Repor
 	if len(s.stuck) > 0 {
 		return &Stuck{s.stuck}
 	}
-	if err := s.writeBack(); err != nil {
+	if err := s.writeBack(ctx); err != nil {
 		return err
 	}
 	began := time.Now()
@@ -157,6 +174,7 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Repor
 	if local.Files == nil {
 		local.Files = map[uint64]string{}
 	}
+	o.park("settled")
 	local.Files[s.root] = "/"
 	m, binds, err := newMounts(local, o.MountNS)
 	if err != nil {
@@ -165,6 +183,9 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Repor
 	defer m.close()
 	w := &switching{o: o, s: s, local: local, opened: map[fileKey]*os.File{}}
 	defer w.close()
+	if err := o.stopped.bind(true); err != nil { // from here on the tree is not what it was before
+		return err
+	}
 	err = m.attach(local, binds, o.Dev, move, shm)
 	if err == nil {
 		w.inRoot, err = newFSThread(func() error {
@@ -175,6 +196,7 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Repor
 		})
 	}
 	if err == nil {
+		o.park("open")
 		err = w.untilPivot(m)
 	}
 	if _, broken := errors.AsType[*Broken](err); err != nil && !broken {
@@ -183,6 +205,7 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Repor
 		}
 		return errors.Join(err, m.back())
 	}
+	o.park("commit")
 	for _, p := range s.processes {
 		rep.Descriptors += len(p.fds)
 		rep.Mappings += len(p.maps)
@@ -206,5 +229,6 @@ func (w *switching) untilPivot(m *mounts) error {
 			return fmt.Errorf("prepare process %d: %w", p.pid, err)
 		}
 	}
+	w.o.park("pivot")
 	return m.pivot()
 }

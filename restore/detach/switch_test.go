@@ -18,13 +18,23 @@ import (
 	"github.com/lazymig/lazymig/internal/kerneltest"
 )
 
-func TestMain(m *testing.M) { kerneltest.Main(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && apartRoles[os.Args[1]] != nil {
+		if err := apartRoles[os.Args[1]](); err != nil {
+			fmt.Fprintln(os.Stderr, os.Args[1], err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	kerneltest.Main(m)
+}
 
 // tree is testdata/tree.c at work, its root a file system of its own.
 type tree struct {
 	t        *testing.T
 	old, new string
 	cmd      *exec.Cmd
+	pid      int
 	in       io.Writer
 	out      *bufio.Reader
 	dev      uint64
@@ -85,6 +95,7 @@ func startTree(t *testing.T) *tree {
 	if err := tr.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	tr.pid = tr.cmd.Process.Pid
 	t.Cleanup(func() {
 		pids, _ := tr.tasks()
 		for _, pid := range pids {
@@ -114,7 +125,7 @@ func (tr *tree) check() {
 
 // tasks are the root process and its descendants.
 func (tr *tree) tasks() ([]int, error) {
-	all := []int{tr.cmd.Process.Pid}
+	all := []int{tr.pid}
 	for i := 0; i < len(all); i++ {
 		tids, err := numbers(fmt.Sprintf("/proc/%d/task", all[i]))
 		if err != nil {
@@ -179,7 +190,7 @@ func (tr *tree) settle(_ context.Context, inodes []uint64) (Local, error) {
 }
 
 func (tr *tree) options() Options {
-	return Options{Tasks: tr.tasks, MountNS: tr.cmd.Process.Pid, Dev: tr.dev, Settle: tr.settle}
+	return Options{Tasks: tr.tasks, MountNS: tr.pid, Dev: tr.dev, Settle: tr.settle}
 }
 
 // uses lists what the tree has of a file system, by all that /proc tells.
@@ -205,7 +216,7 @@ func (tr *tree) uses(dev uint64) (all []string) {
 			all = append(all, fmt.Sprintf("%d: mapping of %s", pid, v.path))
 		}
 	}
-	ms, err := mountsOf(tr.cmd.Process.Pid)
+	ms, err := mountsOf(tr.pid)
 	if err != nil {
 		tr.t.Fatal(err)
 	}
