@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/lazymig/lazymig/internal/kerneltest"
 	"github.com/lazymig/lazymig/lab"
@@ -176,6 +177,43 @@ func TestDetachRoundTrip(t *testing.T) {
 	pid, root = r.detach(b, a, pid, local...)
 	r.goesOn(a, root+"/srv/status")
 	r.ended(a, a, pid, root+"/srv/status")
+	r.clean()
+}
+
+// TestBwLimit: memory and files that nobody waits for come no faster than the rate that they share.
+func TestBwLimit(t *testing.T) {
+	kerneltest.NeedProgram(t, "/usr/bin/python3")
+	r := newHosts(t)
+	a, b := r.l.A, r.l.B
+	r.agent(b)
+	p := r.spawn(a, "/usr/bin/python3", "-c", `
+import os, time
+b = os.urandom(32 << 20)
+os.makedirs("/srv/limited")
+f = open("/srv/limited/f", "wb+")
+f.write(b[:16 << 20])
+f.flush()
+open("/srv/ready", "w")
+while not os.path.exists("/srv/end"): time.sleep(0.1)
+f.seek(0)
+open("/srv/limited/verdict", "w").write(str(f.read() == b[:16 << 20]))
+time.sleep(1000)`)
+	r.eventually("python3 to be ready", func() bool { return r.sh(a, "ls /srv/ready 2>/dev/null; true") != "" })
+	pid, m := r.move(a, b, p.Pid, append(r.locals(a, b), "--until", "detached", "--bwlimit", "16M")...)
+	drained, detached := m.get("drained"), m.get("detached")
+	if drained == nil || detached == nil {
+		t.Fatalf("events %+v", m.events)
+	}
+	if drained.DrainMS < 1500 {
+		t.Errorf("32 MB of memory at 16 MB/s were there after %.0f ms", drained.DrainMS)
+	}
+	if d := detached.Time.Sub(drained.Time); d < 800*time.Millisecond {
+		t.Errorf("16 MB of files at 16 MB/s were there after %v", d)
+	}
+	root := "/var/lib/lazymig/" + detached.ID + ".target/root"
+	r.sh(b, "touch "+root+"/srv/end")
+	r.says(b, "verdict", "cat "+root+"/srv/limited/verdict", "True")
+	r.end(b, pid, "TERM")
 	r.clean()
 }
 

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lazymig/lazymig/dump"
+	"github.com/lazymig/lazymig/internal/budget"
 	"github.com/lazymig/lazymig/pagesrv"
 	"github.com/lazymig/lazymig/preflight"
 	"github.com/lazymig/lazymig/remotefs"
@@ -35,9 +36,9 @@ type SourceOptions struct {
 	With  []string `json:"with,omitempty"`
 	Local []string `json:"local,omitempty"`
 
-	Cleartext bool `json:"cleartext,omitempty"` // pages and files without TLS
-
-	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, when the tree lives on the target's copies
+	Cleartext   bool   `json:"cleartext,omitempty"`    // pages and files without TLS
+	BwLimit     uint64 `json:"bw_limit,omitempty"`     // bytes a second that what nobody waits for may take; 0: any number
+	RemoveFiles bool   `json:"remove_files,omitempty"` // what With names, when the tree lives on the target's copies
 }
 
 const (
@@ -63,6 +64,7 @@ type Source struct {
 	dump    *dump.Dump
 	pages   *pagesrv.Server
 	files   *remotefs.Server
+	budget  *budget.Budget // of pages and files; nil: no limit
 	lanes   lanes
 	guest   *guest // nil: the tree has not come by a migration
 	sess    *session
@@ -92,7 +94,7 @@ type Source struct {
 
 // NewSource makes a migration; emit gets every event.
 func NewSource(opt SourceOptions, emit func(Event), log *slog.Logger) *Source {
-	return &Source{opt: opt, emit: emit, log: log.With("id", opt.ID), pagesReady: make(chan struct{})}
+	return &Source{opt: opt, budget: budget.New(opt.BwLimit), emit: emit, log: log.With("id", opt.ID), pagesReady: make(chan struct{})}
 }
 
 // stageError is a failure with the stage in which it happened.

@@ -155,7 +155,7 @@ func (s *Source) serve() error {
 		return fmt.Errorf("open root of the tree: %w", err)
 	}
 	defer root.Close()
-	if s.files, err = remotefs.NewServer(remotefs.ServerOptions{Root: root, Groups: s.rep.Tree.Groups, Log: s.log, Writers: s.writers}); err != nil {
+	if s.files, err = remotefs.NewServer(remotefs.ServerOptions{Root: root, Groups: s.rep.Tree.Groups, Log: s.log, Writers: s.writers, Budget: s.budget}); err != nil {
 		return err
 	}
 	s.seed()
@@ -178,7 +178,7 @@ func (s *Source) servePages() error {
 		tasks = append(tasks, pagesrv.Task{ID: t.ID, PID: t.PID})
 	}
 	var err error
-	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Log: s.log}); err != nil {
+	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Log: s.log, Budget: s.budget}); err != nil {
 		return err
 	}
 	close(s.pagesReady)

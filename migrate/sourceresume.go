@@ -127,7 +127,7 @@ func (s *Source) takeUp(g *going, h *handedOver) (err error) {
 		}
 	}
 	if h.files.Whole() {
-		o := remotefs.ServerOptions{Groups: g.Groups, Log: s.log, Writers: s.writers}
+		o := remotefs.ServerOptions{Groups: g.Groups, Log: s.log, Writers: s.writers, Budget: s.budget}
 		if s.files, err = remotefs.NewServerFrom(&h.files, o); err != nil {
 			return err
 		}

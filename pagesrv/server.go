@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/lazymig/lazymig/internal/budget"
 	"github.com/lazymig/lazymig/internal/pagemap"
 	"github.com/lazymig/lazymig/internal/urgent"
 	"github.com/lazymig/lazymig/wire"
@@ -25,8 +26,9 @@ type Task struct {
 // ServerOptions are the options of NewServer. Only Tasks has to be set.
 type ServerOptions struct {
 	Tasks   []Task
-	Log     *slog.Logger // default: none
-	Workers int          // requests of one connection that are answered at a time; default 4 urgent, 2 bulk
+	Log     *slog.Logger   // default: none
+	Workers int            // requests of one connection that are answered at a time; default 4 urgent, 2 bulk
+	Budget  *budget.Budget // for pages; nil: no limit
 }
 
 // chunkPages is how much a bulk request reads before it looks for urgent ones again.
@@ -44,6 +46,7 @@ type Server struct {
 
 	mu     sync.Mutex
 	conns  map[*wire.Conn]struct{}
+	done   chan struct{} // closed by Close
 	closed bool
 	wg     sync.WaitGroup // one for each Serve
 
@@ -70,8 +73,8 @@ func NewServer(o ServerOptions) (*Server, error) {
 	s := &Server{
 		opts: o, log: o.Log,
 		tasks: make(map[uint32]*task, len(o.Tasks)),
-		conns: make(map[*wire.Conn]struct{}),
-		gate:  newGate(), legacy: !pagemap.Probe().Scan,
+		conns: make(map[*wire.Conn]struct{}), done: make(chan struct{}),
+		gate: newGate(), legacy: !pagemap.Probe().Scan,
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
@@ -257,7 +260,13 @@ func (sv *serving) answer(h wire.Header, p []byte) error {
 	if err := sv.read(r); err != nil {
 		return sv.fail(h.ID, err)
 	}
-	err = sv.c.Send(wire.MsgPaged, 0, h.ID, r.result()...)
+	parts := r.result()
+	if n := size(parts); sv.lane == wire.LaneUrgent {
+		sv.s.opts.Budget.Spend(n)
+	} else {
+		sv.s.opts.Budget.Memory(sv.s.done, n)
+	}
+	err = sv.c.Send(wire.MsgPaged, 0, h.ID, parts...)
 	for _, run := range r.runs {
 		switch run.Kind {
 		case KindData:
@@ -270,6 +279,13 @@ func (sv *serving) answer(h wire.Header, p []byte) error {
 		}
 	}
 	return err
+}
+
+func size(parts [][]byte) (n int) {
+	for _, p := range parts {
+		n += len(p)
+	}
+	return n
 }
 
 func (sv *serving) fail(id uint64, err error) error {
@@ -335,6 +351,9 @@ func (s *Server) isClosed() bool {
 // Close ends all connections, waits for their Serve and lets go of the tasks. May be called more than once.
 func (s *Server) Close() error {
 	s.mu.Lock()
+	if !s.closed {
+		close(s.done)
+	}
 	s.closed = true
 	for c := range s.conns {
 		_ = c.Close()

@@ -158,11 +158,20 @@ func (c *Client) Tmpfile(ctx context.Context, who wire.FileCaller, dir uint64, f
 
 // Read fills b, less only at the end of the file. After an ended ctx b must not be used again.
 func (c *Client) Read(ctx context.Context, node, h, off uint64, b []byte) (int, error) {
+	return c.read(ctx, wire.MsgFileRead, node, h, off, b)
+}
+
+// ReadBulk is Read for nobody who waits.
+func (c *Client) ReadBulk(ctx context.Context, node, h, off uint64, b []byte) (int, error) {
+	return c.read(ctx, wire.MsgFileBulk, node, h, off, b)
+}
+
+func (c *Client) read(ctx context.Context, t wire.Type, node, h, off uint64, b []byte) (int, error) {
 	e := head(node, wire.FileCaller{})
 	e.U64(h)
 	e.U64(off)
 	e.U32(uint32(len(b)))
-	got, err := c.do(ctx, 0, wire.MsgFileRead, b, e.B)
+	got, err := c.do(ctx, 0, t, b, e.B)
 	return len(got), err
 }
 

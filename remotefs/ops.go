@@ -10,6 +10,7 @@ type op struct {
 	frozen  bool // waits for the freeze if it says so, see seed.go
 	aside   bool // no operation of the tree waits for its answer
 	gone    bool // the node may have been forgotten: nobody waits for a release before the forget
+	bulk    bool // waits for the budget
 	fn      func(*Server, *request) error
 }
 
@@ -55,6 +56,7 @@ func init() {
 		wire.MsgFileScan:    {name: "scan", aside: true, fn: (*Server).opScan},
 		wire.MsgFileWriters: {name: "writers", aside: true, fn: (*Server).opWriters},
 		wire.MsgFileOpens:   {name: "opens", aside: true, fn: (*Server).opOpens},
+		wire.MsgFileBulk:    {name: "read in bulk", aside: true, bulk: true, fn: (*Server).opRead},
 		wire.MsgFileRemove:  {name: "remove", changes: true, once: true, aside: true, fn: (*Server).opRemove},
 	}
 }

@@ -197,8 +197,21 @@ func (s *Server) opRead(r *request) error {
 		got += n
 	}
 	s.bytes.Add(uint64(got))
+	if !r.paid {
+		s.budget.Spend(got)
+	}
 	r.raw = b[:got]
 	return nil
+}
+
+// awaitBudget holds a bulk read up. It holds no lock, as awaitFrozen.
+func (s *Server) awaitBudget(j *job) {
+	d := *j.d // the request is read again
+	d.U64()
+	d.U64()
+	d.U64()
+	d.U64()
+	s.budget.Files(j.link.gone, int(min(d.U32(), wire.MaxFileIO)))
 }
 
 // opWrite: handle, offset, flags, bytes → count

@@ -60,6 +60,11 @@ var operations = map[string]func(e *each) (any, error){
 		n, err := e.c.Read(ctx, e.f.Node, e.h, 1, b)
 		return string(b[:n]), err
 	},
+	"read in bulk": func(e *each) (any, error) {
+		b := make([]byte, 10)
+		n, err := e.c.ReadBulk(ctx, e.f.Node, e.h, 1, b)
+		return string(b[:n]), err
+	},
 	"write": func(e *each) (any, error) {
 		n, err := e.c.Write(ctx, e.who, e.f.Node, e.h, 0, wire.FileWriteAppend, []byte("more"))
 		return n, err

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/budget"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -29,6 +30,7 @@ type ServerOptions struct {
 	Log    *slog.Logger // nil: silent
 	// Writers tells which of some files processes of this host can write beside this one, and who. Nil: it is not known.
 	Writers func([]FileID) (map[FileID]string, error)
+	Budget  *budget.Budget // for file contents; nil: no limit
 }
 
 // Stats counts what has been served.
@@ -61,6 +63,7 @@ type Server struct {
 	seed seeding
 
 	writers func([]FileID) (map[FileID]string, error)
+	budget  *budget.Budget
 
 	quiet sync.RWMutex // held by each request at work; by SetJournal, which waits for them
 }
@@ -95,7 +98,7 @@ func newServer(o ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open /proc/self/fd: %w", err)
 	}
-	s := &Server{log: o.Log, proc: proc, writers: o.Writers, conns: map[*wire.Conn]struct{}{}, seed: seeding{frozen: make(chan struct{}), closed: make(chan struct{}), opened: map[wire.FileOpened]int{}}, tab: table{
+	s := &Server{log: o.Log, proc: proc, writers: o.Writers, budget: o.Budget, conns: map[*wire.Conn]struct{}{}, seed: seeding{frozen: make(chan struct{}), closed: make(chan struct{}), opened: map[wire.FileOpened]int{}}, tab: table{
 		nodes: map[uint64]*node{}, byKey: map[key]*node{}, handles: map[uint64]*handle{}, devs: map[uint64]*fsInfo{},
 	}}
 	if s.cred, err = newCredPool(credThreads, o.Groups); err != nil {
@@ -240,6 +243,7 @@ type request struct {
 	e    wire.Encoder
 	raw  []byte // sent after e
 	free func() // after the reply
+	paid bool   // from the budget
 
 	id      uint64
 	begun   *witness // another server has begun this very request and did not come to an end
@@ -266,8 +270,11 @@ func (s *Server) handle(j *job) error {
 	if j.op.frozen {
 		s.awaitFrozen(j)
 	}
+	if j.op.bulk {
+		s.awaitBudget(j)
+	}
 	s.quiet.RLock()
-	r := &request{d: j.d, id: h.ID, begun: j.begun}
+	r := &request{d: j.d, id: h.ID, begun: j.begun, paid: j.op.bulk}
 	a := answer{typ: h.Type + 1}
 	var err error
 	if j.op.fn == nil {

@@ -1,6 +1,6 @@
 package wire
 
-// Files lane, for copying files while they are used (package lazyfs/store). Form and rules are those of messages_files.go; all but the last only read.
+// Files lane, for copying files while they are used (package lazyfs/store). Form and rules are those of messages_files.go; all but MsgFileRemove only read.
 const (
 	MsgFileExtents Type = 380 // where a file has data
 	MsgFileSum     Type = 382 // SHA-256 of a range, see remotefs.Digest
@@ -10,6 +10,7 @@ const (
 	MsgFileWriters Type = 390 // which of some nodes processes of the source can write
 	MsgFileOpens   Type = 392 // what is open
 	MsgFileRemove  Type = 394 // a file that has moved is no longer needed at the source
+	MsgFileBulk    Type = 396 // MsgFileRead for nobody who waits: after all else when the line is shared
 )
 
 // Limits of these.

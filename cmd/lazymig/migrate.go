@@ -33,6 +33,7 @@ func migrateCommand() *cli.Command {
 			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
 			&cli.BoolFlag{Name: "cleartext", Usage: "send pages and files unencrypted, for links that are encrypted already; the agent must run with --allow-cleartext"},
 			&cli.BoolFlag{Name: "remove-source-files", Usage: "remove what --with names from here when the process lives on its copies, each of them on the target's disk and compared"},
+			&cli.StringFlag{Name: "bwlimit", Usage: "bytes a second, as `RATE` with K, M or G (1,024s), that memory and files together may take of the line; what a process waits for does not wait, but counts"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
 			&cli.StringFlag{Name: "log", Usage: "`FILE` for the log of the process that serves the tree (default: beside its record)"},
 		},
@@ -71,6 +72,10 @@ func doMigrate(c *cli.Context) error {
 	if s := c.String("on-source-loss"); !migrate.CheckLoss(s) || c.Duration("source-loss-after") <= 0 {
 		return usage("--on-source-loss %q: wait or kill; --source-loss-after is above 0", s)
 	}
+	limit, err := parseRate(c.String("bwlimit"))
+	if err != nil {
+		return usage("--bwlimit %q: %v", c.String("bwlimit"), err)
+	}
 	exe, err := self()
 	if err != nil {
 		return err
@@ -92,7 +97,7 @@ func doMigrate(c *cli.Context) error {
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
-		Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), RemoveFiles: c.Bool("remove-source-files"),
+		Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), RemoveFiles: c.Bool("remove-source-files"), BwLimit: limit,
 	}, logTo)
 	if err != nil {
 		return err

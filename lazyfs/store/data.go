@@ -198,7 +198,11 @@ func (s *Store) fetchData(ctx context.Context, w *work, fd int, list []wire.File
 		b := (*p)[:n]
 		got := 0
 		err := s.pace.do(ctx, func() (err error) {
-			got, err = s.o.Remote.Read(ctx, w.o.node, w.h, uint64(off), b)
+			read := s.o.Remote.ReadBulk
+			if s.final.Load() { // the tree waits
+				read = s.o.Remote.Read
+			}
+			got, err = read(ctx, w.o.node, w.h, uint64(off), b)
 			return err
 		})
 		if err == nil || ctx.Err() == nil { // else the buffer may still be filled

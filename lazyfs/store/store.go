@@ -37,6 +37,7 @@ type Remote interface {
 	Readlink(ctx context.Context, node uint64) ([]byte, error)
 	Open(ctx context.Context, who wire.FileCaller, node uint64, flags uint32) (uint64, error)
 	Read(ctx context.Context, node, h, off uint64, b []byte) (int, error)
+	ReadBulk(ctx context.Context, node, h, off uint64, b []byte) (int, error) // for nobody who waits
 	Release(node, h uint64)
 	GetXattr(ctx context.Context, node uint64, name string, size uint32) (uint32, []byte, error)
 	ListXattr(ctx context.Context, node uint64, size uint32) (uint32, []byte, error)

@@ -1,0 +1,16 @@
+package main
+
+import "testing"
+
+func TestParseRate(t *testing.T) {
+	for s, want := range map[string]uint64{"": 0, "65536": 65536, "64K": 65536, "1.5M": 3 << 19, "2G": 2 << 30} {
+		if got, err := parseRate(s); err != nil || got != want {
+			t.Errorf("%q is %d, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"0", "K", "-1M", "1T", "1m", "NaN", "Inf", "63K", "1e30G", "0x1p3K"} {
+		if got, err := parseRate(s); err == nil {
+			t.Errorf("%q is %d", s, got)
+		}
+	}
+}
