@@ -200,8 +200,8 @@ open("/srv/limited/verdict", "w").write(str(f.read() == b[:16 << 20]))
 time.sleep(1000)`)
 	r.eventually("python3 to be ready", func() bool { return r.sh(a, "ls /srv/ready 2>/dev/null; true") != "" })
 	pid, m := r.move(a, b, p.Pid, append(r.locals(a, b), "--until", "detached", "--bwlimit", "16M")...)
-	drained, detached := m.get("drained"), m.get("detached")
-	if drained == nil || detached == nil {
+	drained, detached, files := m.get("drained"), m.get("detached"), m.get("files")
+	if drained == nil || detached == nil || files == nil {
 		t.Fatalf("events %+v", m.events)
 	}
 	if drained.DrainMS < 1500 {

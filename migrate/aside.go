@@ -113,6 +113,8 @@ func (t *Target) attend(done <-chan error, events <-chan restore.Event, stop <-c
 			return errors.New("the agent ends while the tree runs; it goes on, and waits for pages and files that are not here")
 		case f, ok := <-t.frames():
 			t.ranFrame(f, ok)
+		case m := <-t.detachFiles():
+			t.tell(wire.MsgFiles, m)
 		case r := <-t.detachEnds():
 			t.detachEnded(r)
 		case s := <-t.sessions:

@@ -48,6 +48,13 @@ type detachedMsg struct {
 	Root        string  `json:"root"`
 }
 
+// filesMsg tells how far the files are, until one of the others.
+type filesMsg struct {
+	Here int   `json:"here"`
+	Left int   `json:"left"`
+	Size int64 `json:"size"` // bytes of those that are left
+}
+
 // staysMsg tells why the tree stays with its forwarded files.
 type staysMsg struct {
 	Reasons []string `json:"reasons"`
@@ -69,6 +76,7 @@ func (m *staysMsg) check() error {
 type detaching struct {
 	cancel context.CancelFunc
 	done   chan struct{}
+	files  chan *filesMsg
 	result chan any // *detachedMsg or *staysMsg
 }
 
@@ -78,7 +86,7 @@ func (t *Target) startDetach() {
 		return
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	d := &detaching{cancel: cancel, done: make(chan struct{}), result: make(chan any, 1)}
+	d := &detaching{cancel: cancel, done: make(chan struct{}), files: make(chan *filesMsg, 1), result: make(chan any, 1)}
 	t.detach = d
 	go func() {
 		defer close(d.done)
@@ -112,6 +120,14 @@ func (t *Target) detachEnds() <-chan any {
 		return nil
 	}
 	return t.detach.result
+}
+
+// detachFiles is where attend hears how far the files are.
+func (t *Target) detachFiles() <-chan *filesMsg {
+	if t.detach == nil {
+		return nil
+	}
+	return t.detach.files
 }
 
 // detachEnded records and tells what it came to.
@@ -227,6 +243,10 @@ func (t *Target) filesReady(ctx context.Context, tasks func() ([]int, error)) er
 		st, err := t.fuse.storeStatus(ctx)
 		if err != nil {
 			return err
+		}
+		select {
+		case t.detach.files <- &filesMsg{Here: st.Here, Left: st.Partly + st.Forwarded, Size: st.Left}:
+		default: // the one before has not been told
 		}
 		if time.Since(noted) > noteEvery {
 			if err := t.noteFiles(ctx, st); err != nil {

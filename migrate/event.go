@@ -4,7 +4,7 @@ import "time"
 
 // Event is what a migration tells its viewers: one JSON object a line with --json.
 type Event struct {
-	Event string    `json:"event"` // prepared, notice, frozen, resumed, progress, drained, done, failed, exited, detached, stays
+	Event string    `json:"event"` // prepared, notice, frozen, resumed, progress, drained, done, failed, exited, files, detached, stays
 	Time  time.Time `json:"time"`
 	ID    string    `json:"id"`
 
@@ -34,7 +34,9 @@ type Event struct {
 	Descriptors int      `json:"descriptors,omitempty"`
 	Mappings    int      `json:"mappings,omitempty"`
 	FilesMoved  int      `json:"files_moved,omitempty"`
-	FileBytes   int64    `json:"file_bytes,omitempty"`
+	FileBytes   int64    `json:"file_bytes,omitempty"` // files: that are to come
+	FilesHere   int      `json:"files_here,omitempty"` // files
+	FilesLeft   int      `json:"files_left,omitempty"`
 	Stays       []string `json:"stays,omitempty"` // why the tree is not detached
 
 	Stage       string `json:"stage,omitempty"` // failed

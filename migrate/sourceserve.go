@@ -156,6 +156,12 @@ func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
 			return false, nil
 		}
 		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US})
+	case wire.MsgFiles:
+		var m filesMsg
+		if err := decode(f.p, &m); err != nil {
+			return false, err
+		}
+		s.event(Event{Event: "files", FilesHere: m.Here, FilesLeft: m.Left, FileBytes: m.Size})
 	case wire.MsgStays:
 		var m staysMsg
 		if err := decode(f.p, &m); err != nil {

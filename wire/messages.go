@@ -35,6 +35,7 @@ const (
 	MsgStreamEnd Type = 120 // both: no more bytes come, or are wanted
 	MsgDetached  Type = 121 // target: the tree needs nothing of the source any more
 	MsgStays     Type = 122 // target: the tree stays with its forwarded files, and why
+	MsgFiles     Type = 123 // target: how far the files are
 	MsgCheck     Type = 113 // what can the target do?
 	MsgCheckAns  Type = 114
 )

@@ -197,8 +197,13 @@ func (p *printer) print(e migrate.Event) {
 		fmt.Println(string(b))
 		return
 	}
-	if e.Event == "progress" {
+	switch e.Event {
+	case "progress":
 		p.progress(e)
+		return
+	case "files":
+		fmt.Printf("\r%-70s", fmt.Sprintf("  files: %d here, %d to come, %d MB", e.FilesHere, e.FilesLeft, e.FileBytes>>20))
+		p.bar = true
 		return
 	}
 	if p.bar {
