@@ -14,36 +14,46 @@ import (
 	"github.com/lazymig/lazymig/lab"
 )
 
-// The kernel that this was made on has no netem: a line with a round trip is a process on the source's host, to which lazymig connects as if it
-// were the agent. It holds what it reads back for half a round trip each way, however much that is, so the line is long but not narrow.
+// The kernel that this was made on has no netem: a line with a round trip is a process on one of the hosts, to which the near end connects as if it
+// were the far one. It holds what it reads back for half a round trip each way, however much that is, so the line is long but not narrow.
 
 const (
 	delayArg  = "delay"
 	delayPort = "7071"
 )
 
-// delayed starts such a line from a to b and gives the address of its near end.
-func (b *bench) delayed(ctx context.Context, l *lab.Lab) (addr string, stop func(), err error) {
-	addr = l.A.Addr + ":" + delayPort
-	cmd := l.A.Command(ctx, b.self, delayArg, addr, l.B.Addr+":"+agentPort, b.rtt.String())
+// longLine starts such a line on a host, from an address of its own to the far end's.
+func (b *bench) longLine(ctx context.Context, h *lab.Host, listen, to string, rtt time.Duration) (stop func(), err error) {
+	cmd := h.Command(ctx, b.self, delayArg, listen, to, rtt.String())
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	if err := cmd.Start(); err != nil {
-		return "", nil, fmt.Errorf("start the long line: %w", err)
+		return nil, fmt.Errorf("start the long line: %w", err)
 	}
 	stop = func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait() // killed
 	}
-	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !strings.Contains(line, "listens") {
+	if err := awaitWord(out, "listens"); err != nil {
 		stop()
-		return "", nil, fmt.Errorf("start the long line: it says %q: %w", line, err)
+		return nil, fmt.Errorf("start the long line: %w", err)
 	}
-	return addr, stop, nil
+	return stop, nil
 }
+
+// awaitWord reads a line that says so.
+func awaitWord(from io.Reader, word string) error {
+	line, err := bufio.NewReader(from).ReadString('\n')
+	if err != nil || !strings.Contains(line, word) {
+		return fmt.Errorf("it says %q, not %q: %w", line, word, errors.Join(err, errUnexpected))
+	}
+	return nil
+}
+
+var errUnexpected = errors.New("it is not ready")
 
 // delay is that process.
 func delay(args []string) error {

@@ -54,7 +54,9 @@ func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, 
 	to := l.B.Addr + ":" + agentPort
 	if b.rtt > 0 {
 		var endLine func()
-		if to, endLine, err = b.delayed(ctx, l); err != nil {
+		far := to
+		to = l.A.Addr + ":" + delayPort
+		if endLine, err = b.longLine(ctx, l.A, to, far, b.rtt); err != nil {
 			return nil, err
 		}
 		end := stop

@@ -3,6 +3,8 @@
 //
 // Each move has a fresh lab. What stock CRIU needs is given to it: its pipe limits are raised (and put back), its cache of
 // kernel features is warm, its images go to the other host by a copy from tmpfs to tmpfs, its pages without encryption.
+//
+// `lazymig-bench files` is another benchmark: files that are still at the source, beside sshfs (files.go).
 package main
 
 import (
@@ -30,8 +32,19 @@ func main() {
 		fmt.Fprintf(os.Stderr, "lazymig-bench: %v\n", delay(os.Args[2:]))
 		os.Exit(1)
 	}
+	if len(os.Args) > 1 && filesRoles[os.Args[1]] != nil {
+		if err := filesRoles[os.Args[1]](os.Args[2:]); err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", os.Args[1], err)
+			os.Exit(1)
+		}
+		return
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx)
+	do := run
+	if len(os.Args) > 1 && os.Args[1] == filesArg {
+		do = func(ctx context.Context) error { return filesMain(ctx, os.Args[2:]) }
+	}
+	err := do(ctx)
 	stop()
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "lazymig-bench: %v\n", err)
@@ -135,9 +148,8 @@ func run(ctx context.Context) (err error) {
 	text := r.markdown()
 	fmt.Println("\n" + text)
 	if *out != "" {
-		path := filepath.Join(root, *out)
-		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte(text), 0o644)); err != nil {
-			return fmt.Errorf("write report: %w", err)
+		if err := writeSection(filepath.Join(root, *out), movesTitle, text); err != nil {
+			return err
 		}
 	}
 	return r.lastLine(os.Stdout)

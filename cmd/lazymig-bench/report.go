@@ -10,6 +10,8 @@ import (
 	"strings"
 )
 
+const movesTitle = "# Benchmarks"
+
 // report collects outcomes and prints medians.
 type report struct {
 	sizes   []int
@@ -82,7 +84,7 @@ func cell(format string, f float64) string {
 func (r *report) markdown() string {
 	var b strings.Builder
 	m := &r.machine
-	fmt.Fprintf(&b, "# Benchmarks\n\nMade by `make bench`")
+	fmt.Fprintf(&b, movesTitle+"\n\nMade by `make bench`")
 	if len(r.args) > 0 {
 		fmt.Fprintf(&b, " (`lazymig-bench %s`)", strings.Join(r.args, " "))
 	}
