@@ -30,6 +30,10 @@
 // different by then, so that none of that takes a round trip. Until the freeze is known the kernel keeps neither names nor attributes, and what it has
 // read by then is dropped.
 //
+// # What is asked for ahead
+//
+// Where a program reads a file in order or by equal steps, the daemon reads ahead by more than the kernel does (ahead.go).
+//
 // # Trust boundary
 //
 // The kernel's requests and the Remote's replies (checked by its decoder) are believed. When the Remote is lost
@@ -37,5 +41,5 @@
 //
 // # Locks
 //
-// overlay.grant (read side: one operation) before overlay.mu before local.mu; seeds.mu is a leaf; kernel notifications are sent with none held.
+// overlay.grant (read side: one operation) before overlay.mu before local.mu; seeds.mu and ahead.mu are leaves; kernel notifications are sent with none held.
 package lazyfs

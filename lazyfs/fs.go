@@ -24,7 +24,8 @@ type fsys struct {
 
 	ctx     context.Context
 	log     *slog.Logger
-	remote  Remote // seeds, if something looks
+	remote  Remote // ahead of seeds of the source
+	ahead   *ahead
 	seeds   *seeds
 	dev     *device
 	ov      *overlay
@@ -48,16 +49,21 @@ func newFsys(ctx context.Context, o Options, dev *device) *fsys {
 	if o.Seeds == nil {
 		s.none()
 	}
+	a := newAhead(ctx, s)
 	f := &fsys{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), ctx: ctx, log: o.Log, remote: s, seeds: s, dev: dev, early: map[uint64]struct{}{},
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), ctx: ctx, log: o.Log, remote: a, ahead: a, seeds: s, dev: dev, early: map[uint64]struct{}{},
 		dirs: map[uint64]*dirHandle{}, forgets: forgetQueue{wake: make(chan struct{}, 1)},
 	}
 	f.ov = newOverlay(f, o.StoreDir)
+	a.on = f.ov.isGranted // a restore's files are told ahead
 	return f
 }
 
 // close lets go of local files; no operation is at work any more.
-func (f *fsys) close() { f.ov.close() }
+func (f *fsys) close() {
+	f.ahead.wg.Wait() // its context has ended
+	f.ov.close()
+}
 
 func (f *fsys) String() string { return "lazymig" }
 
@@ -125,6 +131,7 @@ func (f *fsys) fillEntry(out *fuse.EntryOut, e *wire.FileEntry) {
 	out.SetEntryTimeout(f.valid())
 	out.SetAttrTimeout(f.valid())
 	fillAttr(&out.Attr, &e.Attr)
+	f.ahead.knows(e.Node, &e.Attr)
 }
 
 // fillLocal is fillEntry for what may be different after the grant: not kept by the kernel.
@@ -147,6 +154,7 @@ func (f *fsys) Forget(node, n uint64) {
 		return
 	}
 	f.bare.drop(node)
+	f.ahead.forgot(node)
 	f.watch.forgot(node)
 	f.forget(node, n)
 }

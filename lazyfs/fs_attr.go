@@ -18,6 +18,9 @@ func (f *fsys) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut)
 		return fuse.OK
 	}
 	a, err := f.remote.GetAttr(f.ctx, in.NodeId)
+	if err == nil {
+		f.ahead.knows(in.NodeId, &a)
+	}
 	return f.attr(&a, err, out)
 }
 
