@@ -74,6 +74,7 @@ type Dump struct {
 	state    state
 	undo     undoState
 	snaps    map[int]*snapshot // by pid
+	objects  objects
 	procs    []process
 	result   *Result
 	checked  chan error // what the second look at the flags will find; nil: it has

@@ -40,7 +40,7 @@ func readEarly(dir string, t *Task) ([]Page, error) {
 		return nil, fmt.Errorf("read memory of task %d: %w", t.ID, err)
 	}
 	defer mem.Close()
-	e := &earlyPages{pid: t.PID, task: t.ID, regions: t.Regions, mem: mem, have: map[uint64]bool{}}
+	e := &earlyPages{pid: t.PID, task: t.ID, regions: t.lazy(), mem: mem, have: map[uint64]bool{}}
 	args, err := images.ReadArgs(dir, t.ID)
 	if err != nil {
 		return nil, err

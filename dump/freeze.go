@@ -67,6 +67,9 @@ func (d *Dump) freeze(ctx context.Context) (*Result, error) {
 	if err := d.refresh(r); err != nil {
 		return nil, err
 	}
+	if err := d.findObjects(r); err != nil {
+		return nil, err
+	}
 	stage("compared")
 	if d.o.Unhidden {
 		r.Unhidden = "asked for"
@@ -212,7 +215,7 @@ func (d *Dump) bindAll() error {
 			continue
 		}
 		path := filepath.Join(d.o.WorkDir, "smaps", fmt.Sprint(p.vpid))
-		if err := os.WriteFile(path, s.filtered(), 0o600); err != nil {
+		if err := os.WriteFile(path, s.filtered(d.objects), 0o600); err != nil {
 			return fmt.Errorf("write smaps: %w", err)
 		}
 		f, err := os.OpenFile(path, unix.O_PATH, 0)
@@ -250,11 +253,14 @@ func (d *Dump) finishImages(r *Result) error {
 		}
 		s := d.snaps[p.pid]
 		if r.Unhidden == "" {
-			if err := images.AddVMAs(d.images, p.vpid, s.hidden()); err != nil {
+			if err := images.AddVMAs(d.images, p.vpid, s.hidden(d.objects)); err != nil {
 				return err
 			}
 		}
 		t := Task{ID: p.vpid, PID: p.pid, StartTime: p.start, TIDs: p.tids}
+		if r.Unhidden == "" {
+			t.Shared = s.shared(d.objects)
+		}
 		vmas, err := images.VMAs(d.images, p.vpid)
 		if err != nil {
 			return err
@@ -281,6 +287,11 @@ func (d *Dump) finishImages(r *Result) error {
 		r.MemoryBytes += t.Bytes
 		r.Threads += len(t.TIDs)
 		r.Tasks = append(r.Tasks, t)
+	}
+	if r.Unhidden != "" {
+		d.objects = nil
+	} else if err := d.addObjects(r); err != nil {
+		return err
 	}
 	var err error
 	r.TCPClosed, err = images.Established(d.images)

@@ -16,6 +16,7 @@ import (
 type Left struct {
 	Cgroup string     `json:"cgroup"`
 	Tasks  []LeftTask `json:"tasks"`
+	Shared []Object   `json:"shared,omitempty"`
 	Remaps []string   `json:"remaps,omitempty"`
 	Temp   string     `json:"temp,omitempty"`
 	Undo   undoState  `json:"undo"`
@@ -39,7 +40,9 @@ func (l *Left) tasks() []Task {
 }
 
 // Result is as Freeze gave it, as far as it can be told.
-func (l *Left) Result() *Result { return &Result{Tasks: l.tasks(), Cgroup: l.Cgroup} }
+func (l *Left) Result() *Result {
+	return &Result{Tasks: l.tasks(), Objects: l.Shared, Cgroup: l.Cgroup}
+}
 
 // Left is valid from the freeze on, and called before Granted.
 func (d *Dump) Left() Left {
@@ -49,6 +52,7 @@ func (d *Dump) Left() Left {
 	if d.result == nil {
 		return l
 	}
+	l.Shared = d.result.Objects
 	stopped := map[int]bool{} // as settle saw it: of a task that CRIU has had, the frozen state does not tell
 	for _, p := range d.procs {
 		stopped[p.pid] = p.stopped

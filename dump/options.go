@@ -23,6 +23,7 @@ type Options struct {
 	GhostLimit  uint32   // 0: CRIU's
 	External    []string // CRIU's: what it need not dump, such as unix[INODE]
 	Unhidden    bool     // hide nothing: the dump takes as long as the memory is large
+	EagerShared bool     // hide no shared memory: the target can't take it lazily
 	GrantRecord string   // a file: if it exists and holds GrantMark when this process is gone, the keeper does not thaw
 	GrantMark   string   // empty: existing is enough
 	KeeperArgv  []string
@@ -47,6 +48,28 @@ type Region struct {
 	Empty      bool // no page in it: all of it reads as zeros
 }
 
+// ObjectBit is set in the IDs of shared memory, which stand among those of tasks.
+const ObjectBit = 1 << 31
+
+// Object is shared memory that was hidden: anonymous, mapped in one or several tasks.
+type Object struct {
+	ID         uint32 `json:"id"`
+	Inode      uint64 `json:"inode"`
+	Size       uint64 `json:"size"` // up to the end of what is mapped
+	PID        int    `json:"pid"`  // a process that has mapped it, as this process sees it
+	Start, End uint64 // there
+	Bytes      uint64 `json:"-"` // present or swapped
+}
+
+// SharedRange is a mapping of an object.
+type SharedRange struct {
+	Start, End uint64
+	Object     uint32
+	Offset     uint64
+
+	inode uint64
+}
+
 // Task is a live process of the tree.
 type Task struct {
 	ID        uint32   // its PID in its own PID namespace, as in the images
@@ -54,7 +77,8 @@ type Task struct {
 	StartTime uint64   // of /proc/PID/stat
 	TIDs      []uint32 // its threads, in its own PID namespace, its own ID among them
 	Regions   []Region // in order of address
-	Bytes     uint64   // present or swapped in Regions, at the snapshot
+	Shared    []SharedRange
+	Bytes     uint64 // present or swapped in Regions, at the snapshot
 }
 
 // Page is one whole page of a task.
@@ -68,14 +92,16 @@ type Page struct {
 type Result struct {
 	ImagesDir   string
 	Tasks       []Task
+	Objects     []Object
 	Zombies     []uint32 // IDs of dead children that nobody has waited for
 	FrozenAt    time.Time
 	Threads     int
-	DumpMS      float64 // from the freeze to the complete images
-	TCPClosed   int     // established connections, which the target will find closed
-	Early       []Page  // to be placed before the tree runs
-	Unhidden    string  // why nothing was hidden; empty: it was
-	Again       int     // processes whose snapshot was taken again because their maps had changed
-	Cgroup      string  // of the frozen tree, below the cgroup v2 mount
-	MemoryBytes uint64  // of all tasks
+	DumpMS      float64  // from the freeze to the complete images
+	TCPClosed   int      // established connections, which the target will find closed
+	Early       []Page   // to be placed before the tree runs
+	Eager       []string // shared memory that was dumped within the freeze, and why
+	Unhidden    string   // why nothing was hidden; empty: it was
+	Again       int      // processes whose snapshot was taken again because their maps had changed
+	Cgroup      string   // of the frozen tree, below the cgroup v2 mount
+	MemoryBytes uint64   // of all tasks
 }

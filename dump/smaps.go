@@ -23,7 +23,11 @@ type mapping struct {
 	start, end uint64
 	prot       uint32
 	private    bool
-	anonymous  bool   // no file
+	anonymous  bool // no file
+	offset     uint64
+	dev        string // MAJOR:MINOR
+	inode      uint64
+	guarded    bool   // a shareable one with pages that were made guards
 	name       string // [heap], [stack], [anon:…], a path
 	flags      []string
 	rss, swap  uint64 // bytes
@@ -61,7 +65,7 @@ func takeSnapshot(r *flagReader, pid int) (*snapshot, error) {
 		return nil, fmt.Errorf("parse smaps of process %d: %w", pid, err)
 	}
 	s.locked, s.flags = locked, flags
-	return s, nil
+	return s, s.findGuards(pid)
 }
 
 func parseSmaps(b []byte) (*snapshot, error) {
@@ -126,7 +130,18 @@ func parseHeader(line string) (mapping, error) {
 	if err != nil || end <= start {
 		return mapping{}, bad
 	}
-	m := mapping{start: start, end: end, private: f[1][3] == 'p', anonymous: f[3] == "00:00" && f[4] == "0"}
+	offset, err := strconv.ParseUint(f[2], 16, 64)
+	if err != nil {
+		return mapping{}, bad
+	}
+	inode, err := strconv.ParseUint(f[4], 10, 64)
+	if err != nil {
+		return mapping{}, bad
+	}
+	m := mapping{
+		start: start, end: end, private: f[1][3] == 'p', anonymous: f[3] == "00:00" && inode == 0,
+		offset: offset, dev: f[3], inode: inode,
+	}
 	for i, bit := range []uint32{unix.PROT_READ, unix.PROT_WRITE, unix.PROT_EXEC} {
 		if f[1][i] != '-' {
 			m.prot |= bit
@@ -159,7 +174,12 @@ func (m *mapping) hidable() bool {
 	if m.name != "" && m.name != "[heap]" && !strings.HasPrefix(m.name, "[anon:") {
 		return false // [stack], [vdso], [vvar], [vsyscall], [uprobes] and what a later kernel may add
 	}
-	return !slices.ContainsFunc([]string{"lo", "ht", "dp", "ss", "pf", "io", "gd", "um", "uw", "ui"}, m.has)
+	return !m.fixed()
+}
+
+// fixed says whether CRIU's restore would not register it with a userfaultfd, or has to see it for another reason.
+func (m *mapping) fixed() bool {
+	return slices.ContainsFunc([]string{"lo", "ht", "dp", "ss", "pf", "io", "gd", "um", "uw", "ui"}, m.has)
 }
 
 // vma is the mapping as CRIU would have written it.
@@ -167,6 +187,10 @@ func (m *mapping) vma() images.VMA {
 	v := images.VMA{
 		Start: m.start, End: m.end, Prot: m.prot,
 		Flags: images.MapPrivate | images.MapAnonymous, Status: images.StatusRegular | images.StatusAnonPrivate,
+	}
+	if !m.private {
+		v.Flags, v.Status = images.MapShared|images.MapAnonymous, images.StatusRegular|images.StatusAnonShared
+		v.Object, v.Offset = m.inode, m.offset
 	}
 	if m.name == "[heap]" {
 		v.Status |= images.StatusHeap
@@ -183,10 +207,10 @@ func (m *mapping) vma() images.VMA {
 }
 
 // filtered is what CRIU is shown.
-func (s *snapshot) filtered() []byte {
+func (s *snapshot) filtered(objects objects) []byte {
 	var b []byte
 	for i := range s.mappings {
-		if !s.mappings[i].hidable() {
+		if !objects.hides(&s.mappings[i]) {
 			b = append(b, s.mappings[i].text...)
 		}
 	}
@@ -194,10 +218,10 @@ func (s *snapshot) filtered() []byte {
 }
 
 // hidden lists what it is not shown.
-func (s *snapshot) hidden() []images.VMA {
+func (s *snapshot) hidden(objects objects) []images.VMA {
 	var list []images.VMA
 	for i := range s.mappings {
-		if s.mappings[i].hidable() {
+		if objects.hides(&s.mappings[i]) {
 			list = append(list, s.mappings[i].vma())
 		}
 	}
@@ -235,7 +259,8 @@ func (s *snapshot) sameNature(now *snapshot) error {
 	}
 	for i := range s.mappings {
 		a, b := &s.mappings[i], &now.mappings[i]
-		if a.hidable() != b.hidable() || a.hidable() && a.vma() != b.vma() {
+		was, is := a.hidable() || a.shareable(), b.hidable() || b.shareable()
+		if was != is || is && a.vma() != b.vma() {
 			return fmt.Errorf("%#x-%#x: flags were %v, are %v: %w", a.start, a.end, a.flags, b.flags, ErrChanged)
 		}
 	}

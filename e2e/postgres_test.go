@@ -20,7 +20,8 @@ func pgBin(t *testing.T) string {
 }
 
 // TestPostgres moves a PostgreSQL of its own user, in an IPC namespace of its own, while pgbench writes to it; every committed
-// transaction must be there: pgbench's tables have sums that are equal only then.
+// transaction must be there: pgbench's tables have sums that are equal only then. Its
+// shared buffers, anonymous shared memory, come lazily.
 func TestPostgres(t *testing.T) {
 	bin := pgBin(t)
 	r := newHosts(t)
@@ -42,7 +43,7 @@ func TestPostgres(t *testing.T) {
 	a, bb := r.l.A, r.l.B
 	as := "setpriv --reuid postgres --regid postgres --clear-groups "
 	r.sh(a, "mkdir -p /srv/pg && chown postgres /srv/pg && "+as+bin+"/initdb -D /srv/pg/data -A trust >/dev/null")
-	p := r.spawn(a, "/bin/sh", "-c", "exec unshare -i "+as+bin+"/postgres -D /srv/pg/data -p 5433 -k /srv/pg -c listen_addresses=0.0.0.0 -c shared_buffers=16MB >/srv/pg/out 2>&1 </dev/null")
+	p := r.spawn(a, "/bin/sh", "-c", "exec unshare -i "+as+bin+"/postgres -D /srv/pg/data -p 5433 -k /srv/pg -c listen_addresses=0.0.0.0 -c shared_buffers=256MB >/srv/pg/out 2>&1 </dev/null")
 	psql := func(sql string) string { return "psql -h 127.0.0.1 -p 5433 -U postgres -Atc \"" + sql + "\"" }
 	r.says(a, "PostgreSQL to answer", psql("select 1")+" postgres", "1")
 	r.sh(a, "pgbench -h 127.0.0.1 -p 5433 -U postgres -i -s 2 postgres >/dev/null 2>&1")
@@ -55,6 +56,11 @@ func TestPostgres(t *testing.T) {
 	_ = load.Wait() // its connections are closed: it ends with an error
 	if d := m.get("done"); d.TCPClosed == 0 {
 		t.Errorf("no connection was closed: %+v", d)
+	}
+	for _, e := range m.events {
+		if strings.Contains(e.Text, "copied while the tree stands still") {
+			t.Errorf("its shared buffers were not lazy: %s", e.Text)
+		}
 	}
 	sums := psql("select (select sum(abalance) from pgbench_accounts)=(select sum(delta) from pgbench_history) and (select sum(bbalance) from pgbench_branches)=(select sum(delta) from pgbench_history)") + " postgres"
 	r.says(bb, "equal sums on B", sums, "t")

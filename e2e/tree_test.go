@@ -60,6 +60,28 @@ func TestChurn(t *testing.T) {
 	r.clean()
 }
 
+// waitKilling waits for the migration's end while the process that brings pages to h is killed again and again. It returns how often that was
+// before the end.
+func (g *migration) waitKilling(h *lab.Host, kills int) (m *moved, during int) {
+	r := g.r
+	r.t.Helper()
+	killer := h.Command(r.ctx, "/bin/sh", "-c", fmt.Sprintf(`i=0; while [ $i -lt %d ]; do pkill -KILL -f 'lazymig [h]andler' && i=$((i+1)) && echo killed; sleep 0.05; done`, kills))
+	var said logBuffer
+	killer.Stdout = &said
+	if err := killer.Start(); err != nil {
+		r.t.Fatal(err)
+	}
+	m = g.wait()
+	during = strings.Count(said.String(), "killed")
+	if err := killer.Wait(); err != nil {
+		r.t.Fatal(err)
+	}
+	if m.code != 0 {
+		r.t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	return m, during
+}
+
 // TestHandlerKilled kills the process that brings pages 100 times while a churning tree drains over a slow link: it waits, and goes on, and no
 // byte is wrong.
 func TestHandlerKilled(t *testing.T) {
@@ -70,20 +92,7 @@ func TestHandlerKilled(t *testing.T) {
 	r.goesOn(a, "/srv/status")
 	r.sh(a, "tc qdisc add dev eth0 root tbf rate 100mbit burst 256k latency 100ms")
 	g := r.begin(a, b, p.Pid)
-	killer := b.Command(r.ctx, "/bin/sh", "-c", fmt.Sprintf(`i=0; while [ $i -lt %d ]; do pkill -KILL -f 'lazymig [h]andler' && i=$((i+1)) && echo killed; sleep 0.05; done`, kills))
-	var said logBuffer
-	killer.Stdout = &said
-	if err := killer.Start(); err != nil {
-		t.Fatal(err)
-	}
-	m := g.wait()
-	during := strings.Count(said.String(), "killed")
-	if err := killer.Wait(); err != nil {
-		t.Fatal(err)
-	}
-	if m.code != 0 {
-		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
-	}
+	m, during := g.waitKilling(b, kills)
 	t.Logf("%d kills, %d of them before all memory was there", kills, during)
 	if during < kills/4 {
 		t.Errorf("only %d kills before all memory was there", during)

@@ -16,6 +16,7 @@ const (
 	StatusVsyscall    = 1 << 2
 	StatusVDSO        = 1 << 3
 	StatusHeap        = 1 << 5
+	StatusAnonShared  = 1 << 8
 	StatusAnonPrivate = 1 << 9
 	StatusVVAR        = 1 << 12
 	StatusGuard       = 1 << 16
@@ -23,6 +24,7 @@ const (
 
 // VmaEntry.flags: the kernel's MAP_* of x86-64, and one of CRIU's status.
 const (
+	MapShared    = 0x01
 	MapPrivate   = 0x02
 	MapAnonymous = 0x20
 	MapLocked    = 0x2000
@@ -44,6 +46,9 @@ type VMA struct {
 	Flags      uint32 // MAP_*
 	Status     uint32 // Status*
 	Madv       uint64 // bit n: MADV_ number n
+
+	Object uint64 // number of the shared memory that it shows; 0: private
+	Offset uint64 // in that
 }
 
 // Lazy says whether `criu restore --lazy-pages` registers the VMA with its userfaultfd.
@@ -52,7 +57,7 @@ func (v VMA) Lazy() bool {
 		v.Status&(StatusVDSO|StatusVVAR|StatusVsyscall|StatusGuard) == 0
 }
 
-// AddVMAs puts private anonymous VMAs that were hidden from CRIU into the mm image of pid, in order of address and
+// AddVMAs puts anonymous VMAs that were hidden from CRIU into the mm image of pid, in order of address and
 // before the entries for guard pages, which CRIU keeps at the end. A VMA that overlaps one which is there is an error.
 func AddVMAs(dir string, pid uint32, vmas []VMA) error {
 	if len(vmas) == 0 {
@@ -66,7 +71,7 @@ func AddVMAs(dir string, pid uint32, vmas []VMA) error {
 	}
 	for _, v := range vmas {
 		e := &vma.VmaEntry{
-			Start: new(v.Start), End: new(v.End), Pgoff: new(uint64(0)), Shmid: new(uint64(0)),
+			Start: new(v.Start), End: new(v.End), Pgoff: new(v.Offset), Shmid: new(v.Object),
 			Prot: new(v.Prot), Flags: new(v.Flags), Status: new(v.Status), Fd: new(int64(-1)),
 		}
 		if v.Madv != 0 {
@@ -94,7 +99,11 @@ func VMAs(dir string, pid uint32) ([]VMA, error) {
 	}
 	list := make([]VMA, 0, len(m.GetVmas()))
 	for _, e := range m.GetVmas() {
-		list = append(list, VMA{e.GetStart(), e.GetEnd(), e.GetProt(), e.GetFlags(), e.GetStatus(), e.GetMadv()})
+		v := VMA{Start: e.GetStart(), End: e.GetEnd(), Prot: e.GetProt(), Flags: e.GetFlags(), Status: e.GetStatus(), Madv: e.GetMadv()}
+		if v.Status&StatusAnonShared != 0 {
+			v.Object, v.Offset = e.GetShmid(), e.GetPgoff()
+		}
+		list = append(list, v)
 	}
 	return list, nil
 }

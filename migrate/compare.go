@@ -20,6 +20,7 @@ func (s *Source) compare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.eagerShared = !there.Features[preflight.LazyShared]
 	here := preflight.LocalFacts(ctx, preflight.HostOptions{CRIUPath: s.opt.CRIUPath, StateDir: s.opt.StateDir})
 	var errs []error
 	for _, f := range preflight.Compare(&s.rep.Tree, here, there) {
@@ -36,9 +37,9 @@ func (s *Source) compare(ctx context.Context) error {
 	return nil
 }
 
-func taskMem(tasks []dump.Task) []memory.TaskMem {
-	out := make([]memory.TaskMem, len(tasks))
-	for i, t := range tasks {
+func taskMem(r *dump.Result) []memory.TaskMem {
+	out := make([]memory.TaskMem, len(r.Tasks), len(r.Tasks)+len(r.Objects))
+	for i, t := range r.Tasks {
 		out[i].ID = t.ID
 		for _, r := range t.Regions {
 			if r.Empty {
@@ -46,6 +47,12 @@ func taskMem(tasks []dump.Task) []memory.TaskMem {
 			}
 			out[i].Regions = append(out[i].Regions, memory.Region{Start: r.Start, End: r.End, WipeOnFork: r.WipeOnFork})
 		}
+		for _, s := range t.Shared {
+			out[i].Shared = append(out[i].Shared, memory.SharedRange{Start: s.Start, End: s.End, Object: s.Object, Offset: s.Offset})
+		}
+	}
+	for _, o := range r.Objects {
+		out = append(out, memory.TaskMem{ID: o.ID, Regions: []memory.Region{{End: o.Size}}})
 	}
 	return out
 }

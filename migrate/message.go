@@ -131,7 +131,22 @@ func (m *restoreMsg) check() error {
 			return err
 		}
 	}
+	sizes := map[uint32]uint64{} // of shared objects
 	for _, t := range m.Tasks {
+		if !memory.IsObject(t.ID) {
+			continue
+		}
+		if len(t.Regions) != 1 || t.Regions[0].Start != 0 || len(t.Shared) > 0 || sizes[t.ID] != 0 {
+			return fmt.Errorf("shared memory %#x is not one", t.ID)
+		}
+		sizes[t.ID] = t.Regions[0].End
+	}
+	for _, t := range m.Tasks {
+		for _, r := range t.Shared {
+			if r.End <= r.Start || (r.Start|r.End|r.Offset)&4095 != 0 || r.End > 1<<47 || r.Offset > 1<<47 || r.Offset+r.End-r.Start > sizes[r.Object] {
+				return fmt.Errorf("memory %#x-%#x of task %d, shared, is out of bounds", r.Start, r.End, t.ID)
+			}
+		}
 		var end uint64
 		for _, r := range t.Regions {
 			if r.Start < end || r.End <= r.Start || (r.Start|r.End)&4095 != 0 || r.End > 1<<47 {

@@ -16,6 +16,14 @@ import (
 	"github.com/lazymig/lazymig/wire"
 )
 
+// shared is a task that has mapped an object of three pages.
+func shared(start, end, offset uint64) []memory.TaskMem {
+	return []memory.TaskMem{
+		{ID: 1, Shared: []memory.SharedRange{{Start: start, End: end, Object: 1 << 31, Offset: offset}}},
+		{ID: 1 << 31, Regions: []memory.Region{{End: 0x3000}}},
+	}
+}
+
 func TestMessageChecks(t *testing.T) {
 	region := func(a, b uint64) []memory.TaskMem {
 		return []memory.TaskMem{{ID: 1, Regions: []memory.Region{{Start: a, End: b}}}}
@@ -39,6 +47,12 @@ func TestMessageChecks(t *testing.T) {
 		{"backward region", &restoreMsg{Tasks: region(0x2000, 0x1000)}, false},
 		{"unaligned region", &restoreMsg{Tasks: region(0x1001, 0x3000)}, false},
 		{"kernel addresses", &restoreMsg{Tasks: region(0x1000, 1<<48)}, false},
+		{"shared memory", &restoreMsg{Tasks: shared(0x1000, 0x3000, 0x1000)}, true},
+		{"behind the end of shared memory", &restoreMsg{Tasks: shared(0x1000, 0x3000, 0x2000)}, false},
+		{"backward in shared memory", &restoreMsg{Tasks: shared(0x3000, 0x1000, 0)}, false},
+		{"unaligned in shared memory", &restoreMsg{Tasks: shared(0x1000, 0x3000, 0x10)}, false},
+		{"unknown shared memory", &restoreMsg{Tasks: shared(0x1000, 0x3000, 0)[:1]}, false},
+		{"shared memory that does not begin at 0", &restoreMsg{Tasks: []memory.TaskMem{{ID: 1 << 31, Regions: []memory.Region{{Start: 0x1000, End: 0x3000}}}}}, false},
 		{"overlap", &restoreMsg{Tasks: []memory.TaskMem{{Regions: []memory.Region{{Start: 0x1000, End: 0x3000}, {Start: 0x2000, End: 0x4000}}}}}, false},
 	} {
 		if err := c.v.check(); (err == nil) != c.ok {

@@ -75,9 +75,10 @@ type Source struct {
 	held    *heldFiles // of a process before this one
 	relay   *relayLink // to the warden's relay; nil before the grant, and if there are no streams
 
-	pagesReady chan struct{} // closed when pages is there
-	seeding    sync.WaitGroup
-	waited     uint64 // file operations up to the freeze
+	pagesReady  chan struct{} // closed when pages is there
+	seeding     sync.WaitGroup
+	eagerShared bool   // the target can't take shared memory lazily
+	waited      uint64 // file operations up to the freeze
 
 	result *dump.Result
 	clock  clockOffset
@@ -265,6 +266,9 @@ func (s *Source) freeze(ctx context.Context) error {
 		return err
 	}
 	s.result = r
+	for _, e := range r.Eager {
+		s.notice("copied while the tree stands still: %s", e)
+	}
 	s.times.DumpMS, s.times.MemoryBytes, s.times.TCPClosed = r.DumpMS, r.MemoryBytes, r.TCPClosed
 	s.waited = s.files.Stats().Waited
 	s.seeding.Go(s.seedFrozen) // beside the images
@@ -293,7 +297,7 @@ func (s *Source) transfer() error {
 		return err
 	}
 	want := &s.rep.Want
-	m := restoreMsg{TCPClose: want.TCPClose, ShellJob: want.ShellJob, Fixups: want.Fixups, Tasks: taskMem(s.result.Tasks), Stdio: streams}
+	m := restoreMsg{TCPClose: want.TCPClose, ShellJob: want.ShellJob, Fixups: want.Fixups, Tasks: taskMem(s.result), Stdio: streams}
 	return s.sess.send(wire.MsgRestore, m)
 }
 

@@ -110,6 +110,7 @@ func (s *Source) prepare(ctx context.Context) error {
 		PID: s.opt.PID, CriuPath: s.opt.CRIUPath, CriuPrefix: s.opt.CRIUPrefix, ID: s.opt.ID, Log: s.log,
 		TCPClose: want.TCPClose, ShellJob: want.ShellJob, GhostLimit: want.GhostLimit, LinkRemap: want.LinkRemap,
 		Datagrams:   len(want.Datagrams) > 0,
+		EagerShared: s.eagerShared,
 		External:    s.stdioExternal(),
 		GrantRecord: filepath.Join(s.rec.Dir, "record"), GrantMark: grantMark,
 		KeeperArgv: []string{s.opt.Exe, dump.KeeperArg},
@@ -177,10 +178,29 @@ func (s *Source) servePages() error {
 	for _, t := range s.result.Tasks {
 		tasks = append(tasks, pagesrv.Task{ID: t.ID, PID: t.PID})
 	}
-	var err error
-	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Log: s.log, Budget: s.budget}); err != nil {
+	objects, err := s.openObjects()
+	if err != nil {
+		return err
+	}
+	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Objects: objects, Log: s.log, Budget: s.budget}); err != nil {
 		return err
 	}
 	close(s.pagesReady)
 	return nil
+}
+
+// openObjects opens the shared memory that is to be served; from then on it lives as long as its server.
+func (s *Source) openObjects() ([]pagesrv.Object, error) {
+	var list []pagesrv.Object
+	for _, o := range s.result.Objects {
+		f, err := o.Open()
+		if err != nil {
+			for _, o := range list {
+				o.File.Close()
+			}
+			return nil, err
+		}
+		list = append(list, pagesrv.Object{ID: o.ID, File: f})
+	}
+	return list, nil
 }

@@ -244,6 +244,9 @@ func (s *Source) drained(m progressMsg) {
 	if err := s.dump.KillTree(); err != nil {
 		s.notice("the frozen tree could not be killed: %v; it never runs again, but its memory is not free", err)
 	}
+	if s.pages != nil {
+		s.pages.DropObjects()
+	}
 	if err := retake(locks); err != nil {
 		s.notice("%v", err)
 	}

@@ -20,6 +20,8 @@
 //
 // A task that is lost answers ErrSourceLost, never zeros.
 //
+// Shared memory (shared.go) needs no such proof: it is a file that is open here, what it has no page for is zero, and it stays when the tree is lost.
+//
 // The tree has to be frozen from the first request on (or from Refresh): address spaces and mappings are looked up once.
 //
 // # Priority

@@ -170,15 +170,22 @@ func (sv *serving) layout(id uint64, p []byte) error {
 	if err := req.check(); err != nil {
 		return sv.fail(id, err)
 	}
-	t, err := sv.s.task(req.Task)
-	if err != nil {
-		return sv.fail(id, err)
-	}
-	l, err := t.layout(req, sv.s.legacy)
+	l, err := sv.s.layout(req)
 	if err != nil {
 		return sv.fail(id, err)
 	}
 	return sv.c.Send(wire.MsgLaid, 0, id, l.encode())
+}
+
+func (s *Server) layout(req LayoutRequest) (Layout, error) {
+	if IsObject(req.Task) {
+		return s.shared.layout(req)
+	}
+	t, err := s.task(req.Task)
+	if err != nil {
+		return Layout{}, err
+	}
+	return t.layout(req, s.legacy)
 }
 
 // Layout asks for the layout of a range, under the rules of Fetch. The answer may stop short of the range's end.

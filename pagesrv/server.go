@@ -26,6 +26,7 @@ type Task struct {
 // ServerOptions are the options of NewServer. Only Tasks has to be set.
 type ServerOptions struct {
 	Tasks   []Task
+	Objects []Object       // shared memory; the files become the server's, also when it fails
 	Log     *slog.Logger   // default: none
 	Workers int            // requests of one connection that are answered at a time; default 4 urgent, 2 bulk
 	Budget  *budget.Budget // for pages; nil: no limit
@@ -39,6 +40,7 @@ type Server struct {
 	opts   ServerOptions
 	log    *slog.Logger
 	tasks  map[uint32]*task // fixed
+	shared sharedObjects
 	gate   *gate
 	legacy bool // no PAGEMAP_SCAN
 
@@ -76,11 +78,12 @@ func NewServer(o ServerOptions) (*Server, error) {
 		conns: make(map[*wire.Conn]struct{}), done: make(chan struct{}),
 		gate: newGate(), legacy: !pagemap.Probe().Scan,
 	}
+	s.shared.take(o.Objects)
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	for _, t := range o.Tasks {
-		if s.tasks[t.ID] != nil {
+		if s.tasks[t.ID] != nil || IsObject(t.ID) {
 			s.closeTasks()
 			return nil, fmt.Errorf("serve task %d twice: %w", t.ID, syscall.EEXIST)
 		}
@@ -298,17 +301,24 @@ func (sv *serving) read(r *reading) error {
 	if err := r.req.check(); err != nil {
 		return err
 	}
-	t, err := sv.s.task(r.req.Task)
-	if err != nil {
-		return err
-	}
 	if sv.lane == wire.LaneUrgent {
-		return t.read(r, sv.s.legacy, MaxPages, func() { sv.s.chunk(sv.lane, r.req) })
+		return sv.s.read(r, MaxPages, func() { sv.s.chunk(sv.lane, r.req) })
 	}
-	return t.read(r, sv.s.legacy, chunkPages, func() {
+	return sv.s.read(r, chunkPages, func() {
 		sv.s.chunk(sv.lane, r.req)
 		sv.s.gate.stand()
 	})
+}
+
+func (s *Server) read(r *reading, chunk int, before func()) error {
+	if IsObject(r.req.Task) {
+		return s.shared.read(r, chunk, before)
+	}
+	t, err := s.task(r.req.Task)
+	if err != nil {
+		return err
+	}
+	return t.read(r, s.legacy, chunk, before)
 }
 
 func (s *Server) chunk(lane wire.Lane, r Request) {
@@ -368,7 +378,11 @@ func (s *Server) closeTasks() {
 	for _, t := range s.tasks {
 		t.close()
 	}
+	s.shared.close()
 }
+
+// DropObjects lets go of the shared memory: all of it has been fetched.
+func (s *Server) DropObjects() { s.shared.close() }
 
 // noDelay sends small frames at once; TLS connections are looked through.
 func noDelay(c net.Conn) {

@@ -25,6 +25,9 @@ const (
 	featUnixDiag    = "unix-diag"
 	featIPv6        = "ipv6"
 	featPtrace      = "ptrace" // not forbidden by Yama
+
+	// LazyShared: this release can take shared memory lazily, and the kernel, too. Needed at the target for that.
+	LazyShared = "lazy-shared-memory"
 )
 
 // caps are the capabilities that are needed, by bit (include/uapi/linux/capability.h), named cap-….
@@ -38,6 +41,7 @@ func (f *Facts) readFeatures(proc string) {
 	got := uffdFeatures()
 	const events = 1<<1 | 1<<2 | 1<<3 | 1<<6 // FORK, REMAP, REMOVE, UNMAP
 	have[featUffd] = got&events == events
+	have[LazyShared] = have[featUffd] && got&(1<<5) != 0 // MISSING_SHMEM, 4.11
 	have[featPoison] = got&(1<<14) != 0
 	have[featPagemapScan] = pagemap.Probe().Scan
 	have[featFuse] = unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) == nil

@@ -26,6 +26,7 @@ type need struct {
 
 var needs = []need{
 	{featUffd, Refuse, "userfaultfd with fork, remap, remove and unmap events", "memory cannot follow page by page", "a kernel with CONFIG_USERFAULTFD; run as root"},
+	{LazyShared, Info, "userfaultfd for shared memory", "fallback: shared memory is copied while the tree stands still", "a kernel ≥ 4.11"},
 	{featPoison, Info, "UFFDIO_POISON (6.6)", "a poisoned page makes the migration wait", "a kernel ≥ 6.6"},
 	{featPagemapScan, Info, "PAGEMAP_SCAN (6.7)", "fallback: pagemap is read, 8 bytes a page", "a kernel ≥ 6.7 is faster"},
 	{featFuse, Refuse, "/dev/fuse", "files cannot be reached at the target", "modprobe fuse"},

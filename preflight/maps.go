@@ -94,6 +94,7 @@ func (in *inspector) loss(code string, pid int, what, why string) {
 func (in *inspector) checkSizes() {
 	tree := &in.rep.Tree
 	memory, files := map[inodeKey]uint64{}, map[inodeKey]bool{}
+	eager, ends, who := map[inodeKey]string{}, map[inodeKey]uint64{}, map[inodeKey]*task{}
 	file := func(st *unix.Stat_t) {
 		if key := keyOf(st); st.Mode&unix.S_IFMT == unix.S_IFREG && !files[key] {
 			files[key] = true
@@ -111,6 +112,7 @@ func (in *inspector) checkSizes() {
 				file(&d.st)
 			case kindMemfd:
 				memory[d.key()] = max(memory[d.key()], uint64(d.st.Blocks)*512)
+				eager[d.key()], who[d.key()] = d.link, t
 			}
 		}
 		for i := range t.vmas {
@@ -119,6 +121,13 @@ func (in *inspector) checkSizes() {
 			case v.key.ino == 0 || files[v.key]:
 			case v.memoryObject():
 				memory[v.key] = max(memory[v.key], v.present)
+				ends[v.key] = max(ends[v.key], v.offset+v.end-v.start)
+				if who[v.key] == nil {
+					who[v.key] = t
+				}
+				if !v.lazyShared() {
+					eager[v.key] = v.path
+				}
 			case strings.HasPrefix(v.path, "/"):
 				var st unix.Stat_t
 				if unix.Stat(filepath.Join(t.dir, "map_files", fmt.Sprintf("%x-%x", v.start, v.end)), &st) == nil {
@@ -128,7 +137,16 @@ func (in *inspector) checkSizes() {
 			}
 		}
 	}
-	for _, n := range memory {
+	for key, n := range memory {
+		if eager[key] == "" && ends[key] >= leastShared {
+			continue // it comes like private memory, and is counted where it is resident
+		}
 		tree.EagerBytes += n
+		if path := eager[key]; path != "" && n >= leastShared {
+			in.add(Finding{
+				"shared-eager", Info, who[key].PID, fmt.Sprintf("%s shares %s of memory: %s", who[key].Comm, size(n), strings.TrimSuffix(path, " (deleted)")),
+				"it is not anonymous, or locked, so it is copied while the tree stands still", "",
+			})
+		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 type vma struct {
 	start, end uint64
 	perms      string
+	offset     uint64
 	key        inodeKey
 	path       string
 	flags      string // VmFlags, empty when read from maps
@@ -102,6 +103,7 @@ func parseVMA(line []byte) (vma, bool) {
 	v.start, err1 = strconv.ParseUint(a, 16, 64)
 	v.end, err2 = strconv.ParseUint(b, 16, 64)
 	v.perms = f[1]
+	v.offset, _ = strconv.ParseUint(f[2], 16, 64)
 	maj, minor, ok := strings.Cut(f[3], ":")
 	if err1 != nil || err2 != nil || !ok || len(v.perms) != 4 {
 		return v, false
@@ -111,6 +113,14 @@ func parseVMA(line []byte) (vma, bool) {
 	ino, err3 := strconv.ParseUint(f[4], 10, 64)
 	v.key = inodeKey{unix.Mkdev(uint32(ma), uint32(mi)), ino}
 	return v, err1 == nil && err2 == nil && err3 == nil
+}
+
+// leastShared is from which size on shared memory comes lazily (package dump).
+const leastShared = 1 << 20
+
+// lazyShared says that the mapping does not keep its shared memory from coming lazily.
+func (v *vma) lazyShared() bool {
+	return v.shared() && (v.path == "/dev/zero (deleted)" || v.path == "/memfd: (deleted)") && v.has("mw") && !v.has("lo")
 }
 
 // memoryObject says that the mapping's object is memory and nothing else: anonymous shared, memfd, SysV, tmpfs by name

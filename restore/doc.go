@@ -24,7 +24,8 @@
 //
 //	Start          cgroups; guardian stage 1: PID window (see pidWindow), exec; stage 2: root mounted, pivoted, ready
 //	StartHandler   handler process; lanes are given to it as they are dialed
-//	Restore        CRIU restores with lazy pages; returns when it is held at post-restore: not one instruction has run
+//	Restore        CRIU restores with lazy pages; returns when it is held at post-restore: not one instruction has run; shared
+//	               memory, which CRIU has made empty, is taken hold of then (share.go)
 //	Finish         after the grant: criu goes on to its last step before the first instruction
 //	Outlive        when the question is on disk: the guardian no longer ends with the agent. The next one takes over by Adopt
 //	Release        lets go

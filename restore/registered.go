@@ -13,7 +13,11 @@ import (
 // checkRegistered looks whether each region of a held task is registered with a userfaultfd (VmFlags "um"): one that criu
 // made but did not register would read zeros without a word.
 func checkRegistered(t memory.TaskMem) error {
-	if len(t.Regions) == 0 {
+	regions := slices.Clone(t.Regions)
+	for _, s := range t.Shared {
+		regions = append(regions, memory.Region{Start: s.Start, End: s.End})
+	}
+	if len(regions) == 0 || memory.IsObject(t.ID) {
 		return nil
 	}
 	f, err := os.Open(fmt.Sprintf("/proc/%d/smaps", t.ID))
@@ -40,7 +44,7 @@ func checkRegistered(t memory.TaskMem) error {
 	if err := s.Err(); err != nil {
 		return fmt.Errorf("check task %d: %w", t.ID, err)
 	}
-	for _, r := range t.Regions {
+	for _, r := range regions {
 		if !covered(have, r) {
 			return fmt.Errorf("task %d: memory %#x-%#x was restored without a userfaultfd", t.ID, r.Start, r.End)
 		}

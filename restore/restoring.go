@@ -77,7 +77,7 @@ func (g *guardian) hold(files []*os.File) error {
 func (r *restoring) begin(inherit []*os.File) error {
 	g := r.g
 	if !r.cfg.NotLazy {
-		engine := memory.New(memory.Options{Tasks: r.cfg.Tasks, Room: func() uint64 { return room(g.group) }, Log: g.log})
+		engine := memory.New(memory.Options{Tasks: r.cfg.Tasks, Room: func() uint64 { return room(g.group) }, Quiesce: g.quiesce, Log: g.log})
 		r.early = newEarly(engine, r.cfg.Early)
 		g.hub.setEngine(engine, r.cfg.Tasks, r.early.faulted)
 		var err error
@@ -166,11 +166,14 @@ func (r *restoring) settle() error {
 	if r.lazy != nil {
 		var ids []uint32
 		for _, t := range r.cfg.Tasks {
-			if len(t.Regions) > 0 {
+			if !memory.IsObject(t.ID) && len(t.Regions)+len(t.Shared) > 0 {
 				ids = append(ids, t.ID)
 			}
 		}
 		if err := r.lazy.missing(ids); err != nil {
+			return err
+		}
+		if err := r.share(); err != nil {
 			return err
 		}
 		for _, t := range r.cfg.Tasks {

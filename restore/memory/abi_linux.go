@@ -6,10 +6,18 @@ import "structs"
 // sizes and the request numbers, which are those of x86-64 and arm64 alike.
 
 const (
+	ioctlAPI      = 0xc018aa3f // UFFDIO_API
+	ioctlRegister = 0xc020aa00 // UFFDIO_REGISTER
 	ioctlCopy     = 0xc028aa03 // UFFDIO_COPY
 	ioctlZeropage = 0xc020aa04 // UFFDIO_ZEROPAGE
 	ioctlPoison   = 0xc020aa08 // UFFDIO_POISON, since 6.6
 	ioctlWake     = 0x8010aa02 // UFFDIO_WAKE
+)
+
+// Of UFFDIO_API and UFFDIO_REGISTER.
+const (
+	uffdVersion = 0xaa
+	modeMissing = 1
 )
 
 // sysFork is fork(2), which x86-64 has.
@@ -30,6 +38,22 @@ type uffdMsg struct {
 	event uint8
 	_     [7]byte
 	arg   [3]uint64
+}
+
+type uffdAPI struct {
+	_        structs.HostLayout
+	api      uint64
+	features uint64
+	ioctls   uint64 // out
+}
+
+// uffdRegister is struct uffdio_register.
+type uffdRegister struct {
+	_      structs.HostLayout
+	start  uint64
+	len    uint64
+	mode   uint64
+	ioctls uint64 // out
 }
 
 type uffdRange struct {

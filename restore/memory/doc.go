@@ -9,6 +9,15 @@
 // copies both, and a page that arrives goes into every mm of the family that misses it. Memory of no region (grown by
 // mremap, left behind by MREMAP_DONTUNMAP) is zero. Where memory is short a fork waits (shortage.go).
 //
+// # Shared memory
+//
+// An object (shared.go) is a region that several mms show. Its bits are not theirs but the object's, which is filled through a mapping of
+// this process that no process of the tree can change: UFFDIO_COPY there, then UFFDIO_WAKE where threads wait. The mms are registered for their
+// faults and events only. Where in the object a fault belongs is a guess that can't do harm: a page is filled with the source's
+// bytes for that page or not at all. So mremap, munmap and fork are followed for the sake of speed, and what they leave unknown is looked
+// up in /proc/PID/maps. Only a drop has to be right: MADV_REMOVE marks pages as taken for everybody before its thread goes on, and
+// MADV_DONTNEED, which has the same event, does not (scene.go). An mm is given up when it and all objects miss nothing.
+//
 // # Order
 //
 // The kernel posts the event of an munmap, mremap, madvise or fork after it has dropped the mmap lock, so the events of

@@ -21,10 +21,11 @@ type Region struct {
 	WipeOnFork bool // VmFlags wf: a child has zeros here
 }
 
-// TaskMem is the lazy memory of one restored process.
+// TaskMem is the lazy memory of one restored process, or, if its ID says so, a shared object: one region then, from 0 on.
 type TaskMem struct {
 	ID      uint32 // its pid in the capsule, which is its pid at the source
 	Regions []Region
+	Shared  []SharedRange `json:",omitempty"`
 }
 
 // Want is a request for pages of the source.
@@ -68,6 +69,8 @@ type Options struct {
 	Room func() uint64
 	// ForkWait is how long a fork waits at most for memory (default 10 s).
 	ForkWait time.Duration
+	// Quiesce stops the tree's threads where they run in user mode, and lets them go on. nil: nothing does.
+	Quiesce func(stop bool) error
 	// Proc is where the tasks' /proc is (default /proc).
 	Proc string
 	Log  *slog.Logger
@@ -98,6 +101,8 @@ type Engine struct {
 	tasks    map[uint32]*task
 	regions  []*region
 	mms      map[int]*mm // by descriptor
+	objects  []*object
+	aliens   map[uint32]bool // processes without an object; a fork may give a number to another
 	watched  []Watched
 	bringer  Bringer
 	wants    map[uint64]*want
@@ -117,6 +122,7 @@ type Engine struct {
 // task is a restored process that Options.Tasks named.
 type task struct {
 	regions []*region
+	shared  []SharedRange
 	added   bool
 }
 
@@ -160,7 +166,7 @@ func New(o Options) *Engine {
 }
 
 func (e *Engine) newTask(t TaskMem) *task {
-	n := &task{}
+	n := &task{shared: t.Shared}
 	for _, r := range t.Regions {
 		if r.Start >= r.End || r.Start%pageSize != 0 || r.End%pageSize != 0 {
 			e.log.Error("region is no range of pages", "task", t.ID, "start", r.Start, "end", r.End)

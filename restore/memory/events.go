@@ -112,7 +112,7 @@ func (e *Engine) settle(m *mm) bool {
 		return false
 	}
 	for spins, rounds := 0, 0; spins < settleSpins && rounds < 16*settleSpins; rounds++ {
-		n, err := e.readBatch(m)
+		n, err := e.readAll(m)
 		if err != nil {
 			e.log.Error("read events", "task", m.id, "err", err)
 		}
@@ -158,16 +158,25 @@ func (e *Engine) settle(m *mm) bool {
 func (e *Engine) readBatch(m *mm) (total int, err error) {
 	var buf [32]uffdMsg
 	for {
-		n, err := m.fd.readEvents(buf[:])
+		n, err := e.readSome(m, buf[:])
 		if n == 0 || err != nil {
 			return total, err
 		}
 		total += n
-		m.round++
-		for i := range buf[:n] {
-			e.note(m, &buf[i])
-		}
 	}
+}
+
+// readSome reads as much as buf holds.
+func (e *Engine) readSome(m *mm, buf []uffdMsg) (int, error) {
+	n, err := m.fd.readEvents(buf)
+	if n == 0 || err != nil {
+		return 0, err
+	}
+	m.round++
+	for i := range buf[:n] {
+		e.note(m, &buf[i])
+	}
+	return n, nil
 }
 
 func (e *Engine) note(m *mm, g *uffdMsg) {
@@ -192,6 +201,9 @@ func (e *Engine) note(m *mm, g *uffdMsg) {
 		m.batch = append(m.batch, event{kind: evRemap, from: g.arg[0], to: g.arg[1], len: g.arg[2], round: m.round})
 		e.stats.events++
 	case evRemove, evUnmap:
+		if g.event == evRemove && m.shares {
+			e.removed(m, g.arg[0], g.arg[1])
+		}
 		m.batch = append(m.batch, event{kind: g.event, start: g.arg[0], end: g.arg[1], round: m.round})
 		e.stats.events++
 	default:
@@ -328,6 +340,7 @@ func (e *Engine) apply(m *mm, ev *event) (child *mm) {
 	switch ev.kind {
 	case evFork:
 		c := m.forkTo(ev.child)
+		clear(e.aliens)
 		if err := e.addMM(c); err != nil {
 			e.log.Error("watch a forked child", "task", m.id, "err", err)
 		}

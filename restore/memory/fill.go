@@ -20,6 +20,13 @@ func (e *Engine) answerAll(m *mm) {
 // answer resolves a fault at once if nothing has to come from the source, else sees that the page is asked for.
 func (e *Engine) answer(m *mm, addr uint64) {
 	s, ok := m.lay.find(addr)
+	if ok && s.r != nil && s.r.object != nil {
+		e.answerShared(m, addr, s.r.object, s.page(addr))
+		return
+	}
+	if (!ok || s.r == nil) && m.shares && e.answerUnknown(m, addr) {
+		return
+	}
 	if !ok || s.r == nil || m.views[s.r].taken.has(s.page(addr)) {
 		e.zeroMissing(m, addr)
 		return
@@ -55,6 +62,10 @@ func (e *Engine) unsettle(m *mm) {
 
 // served takes the faults of the range off the list.
 func (e *Engine) served(m *mm, addr, length uint64) {
+	if m.own != nil {
+		m.own.wake(e, int((addr-m.own.base)/pageSize), int(length/pageSize))
+		return
+	}
 	if len(m.waiting) == 0 {
 		return
 	}
@@ -100,6 +111,9 @@ func (e *Engine) leaveZero(r *region, page, n int) {
 		if v.mm.settled && len(v.mm.waiting) > 0 {
 			e.answerAll(v.mm)
 		}
+	}
+	if r.object != nil {
+		r.object.wakeAll(e, page, n)
 	}
 }
 
@@ -211,6 +225,10 @@ func (e *Engine) fill(v *view, addr uint64, page, n int, kind RunKind, data []by
 		case actDone, actGoOn:
 			step *= 2
 		case actSkip:
+			if m.own != nil {
+				e.stats.strays++ // nobody else may make a page
+				e.log.Error("shared memory has a page that has not been brought", "object", r.task, "page", page+i)
+			}
 			v.take(page+i, page+i+1)
 			e.served(m, addr+uint64(i)*pageSize, pageSize)
 			m.fd.wake(addr+uint64(i)*pageSize, pageSize)
@@ -286,7 +304,11 @@ func (e *Engine) Place(id uint32, addr uint64, data []byte) error {
 		}
 		n := int((s.end - s.start) / pageSize)
 		covered += n
-		if err := e.fillRun(m.views[s.r], s.off, Run{Kind: Data, Pages: uint32(n)}, data[s.start-addr:s.end-addr], true); err != nil {
+		v := m.views[s.r]
+		if s.r.object != nil {
+			v = s.r.object.view()
+		}
+		if err := e.fillRun(v, s.off, Run{Kind: Data, Pages: uint32(n)}, data[s.start-addr:s.end-addr], true); err != nil {
 			return fmt.Errorf("place %d bytes at %#x in task %d: %w", len(data), addr, id, err)
 		}
 	}
@@ -314,6 +336,9 @@ func (e *Engine) Anchor() {
 	defer e.unlock()
 	for _, m := range e.mms {
 		for _, s := range m.lay.segs {
+			if s.r.shared() {
+				continue
+			}
 			_, _ = m.fd.registered(s.start, pageSize) // what is wrong shows when it is filled
 		}
 	}
@@ -354,6 +379,9 @@ func (e *Engine) dropMM(m *mm) {
 	m.batch = nil
 	m.pages.close()
 	m.pages = nil
+	if m.own != nil {
+		m.own.unmap(e)
+	}
 	_ = unix.EpollCtl(e.epoll, unix.EPOLL_CTL_DEL, m.fd.fd, nil)
 	e.closing = append(e.closing, m.fd)
 }

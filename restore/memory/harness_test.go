@@ -158,6 +158,7 @@ type handler struct {
 	fail, repeat float64 // how many wants fail, or are answered twice
 	corrupt      float64 // answers that do not fit
 	pages        func(addr uint64, n uint32) ([]Run, []byte)
+	objects      func(Want) ([]Run, []byte) // of shared objects; nil: there are none
 
 	mu      sync.Mutex
 	cond    *sync.Cond
@@ -211,7 +212,13 @@ func (h *handler) run(r *rand.Rand) {
 		w := h.queue[i]
 		h.queue = append(h.queue[:i], h.queue[i+1:]...)
 		h.mu.Unlock()
-		runs, data := h.pages(w.Addr, w.Pages)
+		var runs []Run
+		var data []byte
+		if IsObject(w.Task) {
+			runs, data = h.objects(w)
+		} else {
+			runs, data = h.pages(w.Addr, w.Pages)
+		}
 		switch p := r.Float64(); {
 		case p < h.fail:
 			h.e.Failed(w.ID, unix.ECONNRESET)

@@ -9,6 +9,7 @@ type region struct {
 	start      uint64 // source address
 	pages      int
 	wipeOnFork bool
+	object     *object // of which it is all; nil: private
 
 	views  []*view       // one for each mm that has, or had, pages of it
 	flight *bitset       // pages that the bulk has asked for
@@ -127,5 +128,10 @@ func (l *layout) move(from, to, length uint64) (was []segment) {
 	}
 	// The kernel never moves to a range that overlaps the old one.
 	l.put(segment{start: from, end: from + length})
+	for _, p := range parts {
+		if p.r != nil && p.r.object != nil {
+			l.put(p) // MREMAP_DONTUNMAP leaves the object there
+		}
+	}
 	return was
 }

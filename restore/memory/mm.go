@@ -11,6 +11,9 @@ type mm struct {
 	id      uint32 // pid in the capsule; 0: a child whose pid nobody has asked for
 	fd      *uffd
 	child   bool
+	own     *object // this process's own mapping of an object: no process of the tree has it
+	shares  bool    // has, or had, objects mapped
+	scene   *scene  // what was under way just before its events were read; nil: not looked at
 	lay     layout
 	views   map[*region]*view
 	missing int // pages in all of them
@@ -114,6 +117,9 @@ func (m *mm) drop(parts []segment) (n int) {
 			continue
 		}
 		v := m.views[s.r]
+		if v == nil {
+			continue // an object's page stays: see removed
+		}
 		end := s.page(s.end)
 		n += v.take(s.off, end)
 		v.data.clear(s.off, end)
@@ -124,7 +130,7 @@ func (m *mm) drop(parts []segment) (n int) {
 // forkTo makes the layout and the bits of a child as the parent's are now.
 func (m *mm) forkTo(u *uffd) *mm {
 	c := newMM(0, u)
-	c.child = true
+	c.child, c.shares = true, m.shares
 	c.lay = m.lay.clone()
 	for r, v := range m.views {
 		taken, data := v.taken.clone(), v.data.clone()

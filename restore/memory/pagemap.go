@@ -192,13 +192,16 @@ func (e *Engine) skipGuards(v *view, addr uint64, page, n int) int {
 // It says false if the mappings changed meanwhile. What is not there was thrown away without an event, which only
 // MADV_GUARD_INSTALL does: zeros are right then, so nothing is done about it but to say so.
 func (e *Engine) prove(m *mm) bool {
+	if len(m.views) == 0 {
+		return true // all that it has is shared
+	}
 	if m.pages == nil {
 		e.stats.unproven++
 		return true
 	}
 	absent := 0
 	for _, s := range m.lay.segs {
-		if s.r == nil {
+		if s.r == nil || s.r.object != nil {
 			continue
 		}
 		data := m.views[s.r].data

@@ -17,6 +17,8 @@ type Stats struct {
 	GuardPages   uint64 // of the source
 	DroppedPages uint64 // unmapped or thrown away before they came
 	ErrorPages   uint64 // that the source could not read; asked again
+	StrayPages   uint64 // of shared memory, made by somebody else before they came: an error
+	UnsureDrops  uint64 // events of shared memory that could not be told to drop or to keep
 	LostPages    uint64 // fills that found no memory: errors of the layout, each is logged
 	GuardedPages uint64 // made guards by the process before they came
 	AbsentPages  uint64 // filled, and found missing at the end without an event that explains it
@@ -33,9 +35,9 @@ type Stats struct {
 }
 
 type counters struct {
-	faults, zeroFaults, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, forksHeld, events, misfits, guarded, absent, unproven uint64
-	latency                                                                                                                                               histogram
-	drained                                                                                                                                               bool
+	faults, zeroFaults, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, forksHeld, events, misfits, guarded, absent, unproven, strays, unsure uint64
+	latency                                                                                                                                                               histogram
+	drained                                                                                                                                                               bool
 }
 
 // Stats counts up to now.
@@ -47,7 +49,7 @@ func (e *Engine) Stats() Stats {
 		Faults: c.faults, ZeroFaults: c.zeroFaults, FaultP50us: c.latency.quantile(0.5), FaultP99us: c.latency.quantile(0.99),
 		PagesCopied: c.pagesCopied, BytesCopied: c.pagesCopied * pageSize, ZeroPages: c.pagesZero, GuardPages: c.guards,
 		DroppedPages: c.dropped, ErrorPages: c.errorPages, LostPages: c.lost, Failures: c.failures, Forks: c.forks, ForksHeld: c.forksHeld,
-		Events: c.events, Misfits: c.misfits, GuardedPages: c.guarded, AbsentPages: c.absent, Unproven: c.unproven, Outstanding: len(e.wants), Spaces: len(e.mms), Drained: c.drained,
+		Events: c.events, Misfits: c.misfits, StrayPages: c.strays, UnsureDrops: c.unsure, GuardedPages: c.guarded, AbsentPages: c.absent, Unproven: c.unproven, Outstanding: len(e.wants), Spaces: len(e.mms), Drained: c.drained,
 	}
 	for _, m := range e.mms {
 		s.Left += uint64(m.missing)

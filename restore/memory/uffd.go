@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"strconv"
+	"strings"
 	"sync"
 	"unsafe"
 
@@ -34,6 +36,51 @@ func newUffd(fd int) (*uffd, error) {
 		return nil, fmt.Errorf("make userfaultfd non-blocking: %w", err)
 	}
 	return &uffd{fd: fd}, nil
+}
+
+// openUffd makes one of this process, without any feature.
+func openUffd() (*uffd, error) {
+	fd, _, errno := unix.Syscall(unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK, 0, 0)
+	if errno != 0 {
+		return nil, fmt.Errorf("make userfaultfd: %w", errno)
+	}
+	u := &uffd{fd: int(fd)}
+	a := uffdAPI{api: uffdVersion}
+	if errno := u.ioctl(ioctlAPI, unsafe.Pointer(&a)); errno != 0 {
+		unix.Close(u.fd)
+		return nil, fmt.Errorf("make userfaultfd: %w", errno)
+	}
+	return u, nil
+}
+
+// register is UFFDIO_REGISTER: of the mm that the userfaultfd belongs to, whoever calls.
+func (u *uffd) register(start, length uint64) error {
+	a := uffdRegister{start: start, len: length, mode: modeMissing}
+	if errno := u.ioctl(ioctlRegister, unsafe.Pointer(&a)); errno != 0 {
+		return fmt.Errorf("register memory with userfaultfd: %w", errno)
+	}
+	return nil
+}
+
+// pending is how many faults wait to be read.
+func (u *uffd) pending() (int, error) {
+	b, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(u.fd))
+	if err != nil {
+		return 0, fmt.Errorf("look at userfaultfd: %w", err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "pending:"); ok {
+			return strconv.Atoi(strings.TrimSpace(v))
+		}
+	}
+	return 0, fmt.Errorf("look at userfaultfd: %w", unix.EINVAL)
+}
+
+// ready says whether there is something to read.
+func (u *uffd) ready() bool {
+	p := []unix.PollFd{{Fd: int32(u.fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(p, 0)
+	return err != nil || n > 0
 }
 
 func (u *uffd) close() error {

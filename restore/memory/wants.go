@@ -252,6 +252,10 @@ func (e *Engine) take(w *want, page int, run Run, data []byte) {
 
 // askForWaiting asks once more for what threads still wait for: a page that came could not be filled everywhere.
 func (e *Engine) askForWaiting(r *region) {
+	if r.object != nil {
+		r.object.askForSleepers(e)
+		return
+	}
 	for _, v := range slices.Clone(r.views) {
 		if v.mm.settled {
 			e.answerAll(v.mm)
@@ -332,7 +336,7 @@ func (e *Engine) finish() {
 		return
 	}
 	for _, m := range e.mms {
-		if m.settled && len(m.parked) == 0 && len(m.batch) == 0 && m.missing == 0 {
+		if m.own == nil && m.settled && len(m.parked) == 0 && len(m.batch) == 0 && m.missing == 0 && (!m.shares || e.sharedLeft() == 0) {
 			if !e.prove(m) {
 				e.unsettle(m)
 				continue
@@ -340,6 +344,7 @@ func (e *Engine) finish() {
 			e.dropMM(m)
 		}
 	}
+	e.dropObjects()
 	if len(e.mms) > 0 || e.done || e.stats.drained {
 		return
 	}

@@ -1,0 +1,79 @@
+package e2e
+
+import (
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/lazymig/lazymig/lab"
+)
+
+// sharer starts testdata/sharer.c and waits until all its processes check.
+func (r *rig) sharer(h *lab.Host, mb, processes int, more ...string) *lab.Proc {
+	r.t.Helper()
+	p := r.spawn(h, append([]string{r.dir + "/sharer", strconv.Itoa(mb), strconv.Itoa(processes), "/srv/status"}, more...)...)
+	r.goesOn(h, "/srv/status")
+	return p
+}
+
+// TestShared moves processes that share memory: it comes lazily, and every page is right for each of them. The source's process is killed when nothing
+// has been pushed yet: another one opens the memory again.
+func TestShared(t *testing.T) {
+	const mb = 256
+	r := newHosts(t, "sharer")
+	a, b := r.l.A, r.l.B
+	ag := r.agentWith(b, []string{"LAZYMIG_PARK=drain:" + gate})
+	p := r.sharer(a, mb, 4)
+	g := r.begin(a, b, p.Pid)
+	r.parked(ag)
+	r.killSource()
+	r.sh(b, "touch "+gate)
+	m := g.wait()
+	if m.code != 0 {
+		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	r.goesOn(a, "/srv/status")
+	if d := m.get("done"); d == nil || d.MemoryBytes < mb<<20*3/4 || d.Faults == 0 {
+		t.Errorf("done event: %+v", d)
+	}
+	r.ended(a, b, m.get("resumed").TargetPID, "/srv/status")
+	r.clean()
+}
+
+// TestSharedChurn moves processes that move, double, cut, grow, drop and fork their shared memory while it comes over a slow link and the process
+// that brings it is killed all the time.
+func TestSharedChurn(t *testing.T) {
+	r := newRig(t, "sharer")
+	a, b := r.l.A, r.l.B
+	p := r.sharer(a, 64, 4, "churn")
+	r.sh(a, "tc qdisc add dev eth0 root tbf rate 100mbit burst 256k latency 100ms")
+	g := r.begin(a, b, p.Pid)
+	const kills = 20
+	m, during := g.waitKilling(b, kills)
+	if during < kills/2 {
+		t.Errorf("only %d kills before all memory was there", during)
+	}
+	r.goesOn(a, "/srv/status")
+	r.ended(a, b, m.get("resumed").TargetPID, "/srv/status")
+	if log := r.agents[b].log.String(); strings.Contains(log, "call was not seen") || strings.Contains(log, "has not been brought") {
+		t.Errorf("agent on B says:\n%s", log)
+	}
+	r.clean()
+}
+
+// TestSharedThereAndBack moves processes twice: CRIU has made their shared memory a memfd then.
+func TestSharedThereAndBack(t *testing.T) {
+	r := newRig(t, "sharer")
+	a, b := r.l.A, r.l.B
+	r.agent(a)
+	p := r.sharer(a, 16, 2, "churn")
+	pid, _ := r.move(a, b, p.Pid)
+	r.goesOn(a, "/srv/status")
+	back, m := r.move(b, a, pid)
+	if e := m.get("notice"); e != nil {
+		t.Errorf("the way back: %s", e.Text)
+	}
+	r.goesOn(a, "/srv/status")
+	r.ended(a, a, back, "/srv/status")
+	r.clean()
+}
