@@ -135,6 +135,13 @@ func (p *parkRemote) ReadDir(ctx context.Context, node, h, off uint64, size uint
 	return l, eof, err
 }
 
+func (p *parkRemote) Tree(ctx context.Context, node uint64, here, below int) ([]wire.FileTree, error) {
+	l, err := p.Client.Tree(ctx, node, here, below)
+	p.park("lookup") // who waits for it looks up or lists
+	p.park("readdir")
+	return l, err
+}
+
 // apartDaemon is the process of one daemon. conf is "STORE TAKEOVER".
 func apartDaemon(conf string) error {
 	var store string

@@ -32,7 +32,8 @@
 //
 // # What is asked for ahead
 //
-// Where a program reads a file in order or by equal steps, the daemon reads ahead by more than the kernel does (ahead.go).
+// Where a program reads a file in order or by equal steps, the daemon reads ahead by more than the kernel does (ahead.go). Where it asks for one name after
+// the other, whole directories are fetched, and some below them (names.go).
 //
 // # Trust boundary
 //
@@ -41,5 +42,5 @@
 //
 // # Locks
 //
-// overlay.grant (read side: one operation) before overlay.mu before local.mu; seeds.mu and ahead.mu are leaves; kernel notifications are sent with none held.
+// overlay.grant (read side: one operation) before overlay.mu before local.mu; seeds.mu, ahead.mu and dirNames.mu are leaves (but the last is before forgetQueue.mu); kernel notifications are sent with none held.
 package lazyfs

@@ -24,7 +24,8 @@ type fsys struct {
 
 	ctx     context.Context
 	log     *slog.Logger
-	remote  Remote // ahead of seeds of the source
+	remote  Remote // names above ahead above seeds above the source
+	names   *dirNames
 	ahead   *ahead
 	seeds   *seeds
 	dev     *device
@@ -35,6 +36,7 @@ type fsys struct {
 	bare    bareSet
 	watch   watching
 	waiting atomic.Int32 // operations that a lost source holds up
+	repeats atomic.Int32 // requests of a daemon before this one that are not answered
 
 	earlyMu sync.Mutex
 	early   map[uint64]struct{} // files that were opened while the tree still ran at the source
@@ -51,17 +53,25 @@ func newFsys(ctx context.Context, o Options, dev *device) *fsys {
 	}
 	a := newAhead(ctx, s)
 	f := &fsys{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), ctx: ctx, log: o.Log, remote: a, ahead: a, seeds: s, dev: dev, early: map[uint64]struct{}{},
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), ctx: ctx, log: o.Log, ahead: a, seeds: s, dev: dev, early: map[uint64]struct{}{},
 		dirs: map[uint64]*dirHandle{}, forgets: forgetQueue{wake: make(chan struct{}, 1)},
 	}
+	f.names = newNames(ctx, a, f.forgets.add)
+	f.remote = f.names
 	f.ov = newOverlay(f, o.StoreDir)
-	a.on = f.ov.isGranted // a restore's files are told ahead
+	a.on = f.alone
+	f.names.on = f.alone
 	return f
 }
 
+// alone says that nothing changes the source but requests that come now: a restore's files are told ahead, and what a daemon before this one had
+// begun comes again.
+func (f *fsys) alone() bool { return f.ov.isGranted() && f.repeats.Load() == 0 }
+
 // close lets go of local files; no operation is at work any more.
 func (f *fsys) close() {
-	f.ahead.wg.Wait() // its context has ended
+	f.names.wg.Wait() // their context has ended
+	f.ahead.wg.Wait()
 	f.ov.close()
 }
 
@@ -155,6 +165,7 @@ func (f *fsys) Forget(node, n uint64) {
 	}
 	f.bare.drop(node)
 	f.ahead.forgot(node)
+	f.names.forgot(node)
 	f.watch.forgot(node)
 	f.forget(node, n)
 }

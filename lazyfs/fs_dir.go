@@ -1,6 +1,7 @@
 package lazyfs
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -15,13 +16,15 @@ const (
 )
 
 // dirHandle is an open directory. Before the grant it is a list made of source and overlay, read at position 0;
-// then pieces of the source's, at the source's own positions.
+// then what names knows, or pieces of the source's, at the source's own positions.
 type dirHandle struct {
 	node uint64
 	h    uint64 // at the source, and the kernel's: what a successor would need is in the kernel's requests
 
 	mu     sync.Mutex
 	merged bool
+	whole  []wire.FileDirent // all, as the source had it at position 0; nil: it is read piece by piece
+	next   int               // in whole
 	list   []wire.FileDirent // merged: all; else what was fetched and not yet given
 	pos    uint64            // of list[0]
 	plus   bool              // list was fetched with entries
@@ -112,7 +115,7 @@ func (f *fsys) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if in.Offset == 0 {
-		if st := f.rewind(d); !st.Ok() {
+		if st := f.rewind(d, plus); !st.Ok() {
 			return st
 		}
 	}
@@ -124,6 +127,9 @@ func (f *fsys) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.
 				break
 			}
 		}
+		return fuse.OK
+	}
+	if d.whole != nil && f.putWhole(out, d, in.Offset, plus) {
 		return fuse.OK
 	}
 	if in.Offset != d.pos || plus && !d.plus && len(d.list) > 0 {
@@ -168,10 +174,45 @@ func (f *fsys) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.
 	}
 }
 
+// putWhole adds names of a directory that is known as a whole, unless there is no such position.
+func (f *fsys) putWhole(out *fuse.DirEntryList, d *dirHandle, pos uint64, plus bool) bool {
+	i := d.next
+	if pos == 0 {
+		i = 0
+	} else if i == 0 || d.whole[i-1].Off != pos { // the kernel did not take all that it got
+		i = 1 + slices.IndexFunc(d.whole, func(e wire.FileDirent) bool { return e.Off == pos })
+		if i == 0 {
+			d.whole = nil
+			return false
+		}
+	}
+	for ; i < len(d.whole); i++ {
+		e := &d.whole[i]
+		de := fuse.DirEntry{Mode: e.Type, Name: e.Name, Ino: e.Ino, Off: e.Off}
+		if !plus {
+			if !out.AddDirEntry(de) {
+				break
+			}
+			continue
+		}
+		ent := out.AddDirLookupEntry(de)
+		if ent == nil {
+			break
+		}
+		quiet := f.xclock.quiet()
+		if x := f.names.take(d.node, e.Name); x.Node != 0 {
+			f.learn(&x, quiet)
+			f.fillEntry(ent, &x)
+		}
+	}
+	d.next = i
+	return true
+}
+
 // rewind begins anew at position 0, with the overlay as long as there is one.
-func (f *fsys) rewind(d *dirHandle) fuse.Status {
+func (f *fsys) rewind(d *dirHandle, plus bool) fuse.Status {
 	f.dropList(d)
-	d.pos, d.eof, d.merged = 0, false, false
+	d.pos, d.eof, d.merged, d.whole, d.next = 0, false, false, nil, 0
 	if f.ov.enter() {
 		defer f.ov.leave()
 		list, err := f.ov.list(d.node, d.h)
@@ -181,6 +222,8 @@ func (f *fsys) rewind(d *dirHandle) fuse.Status {
 		d.list, d.merged = list, true
 	} else if isLocal(d.node) {
 		d.merged, d.list = true, dots(d.node)
+	} else {
+		d.whole = f.names.list(f.ctx, d.node, plus)
 	}
 	return fuse.OK
 }

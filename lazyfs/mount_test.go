@@ -146,6 +146,7 @@ func helper(conf string) error {
 		case "waiting":
 			fmt.Println("waiting", d.fs.waiting.Load())
 		case "stats":
+			d.fs.names.dropAll()
 			s := server.Stats()
 			d.fs.ov.mu.Lock()
 			fmt.Println("nodes", s.Nodes, "handles", s.Handles, "locals", len(d.fs.ov.locals), "names", len(d.fs.ov.names))

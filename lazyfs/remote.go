@@ -34,6 +34,7 @@ type Remote interface {
 	RemoveXattr(ctx context.Context, who wire.FileCaller, node uint64, name string) error
 	OpenDir(ctx context.Context, who wire.FileCaller, node uint64) (uint64, error)
 	ReadDir(ctx context.Context, node, h, off uint64, size uint32, plus bool) ([]wire.FileDirent, bool, error)
+	Tree(ctx context.Context, node uint64, here, below int) ([]wire.FileTree, error)
 	Fallocate(ctx context.Context, who wire.FileCaller, node, h uint64, mode uint32, off, n int64) error
 	Lseek(ctx context.Context, node, h uint64, off int64, whence uint32) (int64, error)
 	CopyRange(ctx context.Context, who wire.FileCaller, node, h uint64, off int64, node2, h2 uint64, off2 int64, n uint64) (uint32, error)

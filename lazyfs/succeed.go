@@ -144,11 +144,13 @@ func (d *Daemon) takeOver() (*request, error) {
 	}
 	// What the source has kept may be older than what other requests have done since: no attribute is believed to be missing by it.
 	d.fs.xclock.begin()
+	d.fs.repeats.Add(1)
 	var repeats sync.WaitGroup
 	defer func() {
 		d.reqs.Go(func() {
 			repeats.Wait()
 			d.fs.xclock.end()
+			d.fs.repeats.Add(-1)
 		})
 	}()
 	again := map[uint64]bool{}

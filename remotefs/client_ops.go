@@ -273,6 +273,20 @@ func (c *Client) ReadDir(ctx context.Context, node, h, off uint64, size uint32, 
 	return ents, eof, err
 }
 
+// Tree reads a whole directory and looks up as many of its names as here says, and goes on below until as many have been looked up there.
+func (c *Client) Tree(ctx context.Context, node uint64, here, below int) (list []wire.FileTree, err error) {
+	e := head(node, wire.FileCaller{})
+	e.U32(uint32(here))
+	e.U32(uint32(below))
+	err = c.call(ctx, 0, wire.MsgFileTree, e, func(d *wire.Decoder) {
+		list = make([]wire.FileTree, d.Count(8+1+4))
+		for i := range list {
+			list[i].Get(d)
+		}
+	})
+	return list, err
+}
+
 // Fallocate is fallocate.
 func (c *Client) Fallocate(ctx context.Context, who wire.FileCaller, node, h uint64, mode uint32, off, n int64) error {
 	e := head(node, who)

@@ -49,6 +49,7 @@ func FuzzClient(f *testing.F) {
 				}
 			},
 			func() { _, _, _ = c.ReadDir(ctx, 1, 1, 0, 4096, true) },
+			func() { _, _ = c.Tree(ctx, 1, 10, 10) },
 			func() {
 				if _, v, err := c.GetXattr(ctx, 1, "user.x", 64); err == nil && len(v) > 64 {
 					t.Errorf("%d bytes of 64", len(v))

@@ -47,6 +47,7 @@ func init() {
 		wire.MsgFileFallocate:   {name: "fallocate", changes: true, once: true, fn: (*Server).opFallocate},
 		wire.MsgFileLseek:       {name: "lseek", fn: (*Server).opLseek},
 		wire.MsgFileSeed:        {name: "seed", once: true, frozen: true, aside: true, fn: (*Server).opSeed},
+		wire.MsgFileTree:        {name: "tree", once: true, fn: (*Server).opTree},
 		wire.MsgFileCopyRange:   {name: "copy_file_range", changes: true, once: true, fn: (*Server).opCopyRange},
 
 		wire.MsgFileExtents: {name: "extents", aside: true, fn: (*Server).opExtents},

@@ -98,20 +98,8 @@ func (s *Server) opReadDir(r *request) error {
 		if count > 0 && len(r.e.B)+len(ent.Name)+32+wire.FileAttrSize > int(size) {
 			break
 		}
-		ent.Ino = r.node.fs.ino(ent.Ino)
-		switch {
-		case ent.Name == "..":
-			if r.node.id == wire.FileRootNode { // nothing is above
-				a, _, _, err := s.tab.stat(r.node.fd)
-				if err != nil {
-					return err
-				}
-				ent.Ino = a.Ino
-			}
-		case plus && ent.Name != ".":
-			if e, err := s.lookup(r, r.node, ent.Name); err == nil { // else it has gone, or can't be looked at
-				ent.Entry = e
-			}
+		if err := s.fill(r, r.node, &ent, plus); err != nil {
+			return err
 		}
 		ent.Put(&r.e)
 		count++
@@ -121,6 +109,26 @@ func (s *Server) opReadDir(r *request) error {
 		r.e.B[0] = 1
 	}
 	binary.BigEndian.PutUint32(r.e.B[1:], count)
+	return nil
+}
+
+// fill adds to a name what the file system below does not tell.
+func (s *Server) fill(r *request, dir *node, ent *wire.FileDirent, plus bool) error {
+	ent.Ino = dir.fs.ino(ent.Ino)
+	switch {
+	case ent.Name == "..":
+		if dir.id == wire.FileRootNode { // nothing is above
+			a, _, _, err := s.tab.stat(dir.fd)
+			if err != nil {
+				return err
+			}
+			ent.Ino = a.Ino
+		}
+	case plus && ent.Name != ".":
+		if e, err := s.lookup(r, dir, ent.Name); err == nil { // else it has gone, or can't be looked at
+			ent.Entry = e
+		}
+	}
 	return nil
 }
 

@@ -28,8 +28,19 @@ type each struct {
 }
 
 var operations = map[string]func(e *each) (any, error){
-	"lookup":  func(e *each) (any, error) { x, err := e.c.Lookup(ctx, e.who, 1, "f"); return x.Node == e.f.Node, err },
-	"seed":    func(e *each) (any, error) { x, err := e.c.Seed(ctx, false); return x, err },
+	"lookup": func(e *each) (any, error) { x, err := e.c.Lookup(ctx, e.who, 1, "f"); return x.Node == e.f.Node, err },
+	"seed":   func(e *each) (any, error) { x, err := e.c.Seed(ctx, false); return x, err },
+	"tree": func(e *each) (any, error) {
+		l, err := e.c.Tree(ctx, 1, 100, 100)
+		var names []string
+		for _, d := range l {
+			for _, x := range d.Names {
+				names = append(names, fmt.Sprint(d.Whole, x.Name, x.Entry.Attr.Size))
+			}
+		}
+		slices.Sort(names)
+		return names, err
+	},
 	"getattr": func(e *each) (any, error) { a, err := e.c.GetAttr(ctx, e.f.Node); return a.Size, err },
 	"setattr": func(e *each) (any, error) {
 		a, err := e.c.SetAttr(ctx, e.who, e.f.Node, wire.FileSetAttr{Valid: wire.FileSetSize, Size: 2})

@@ -35,6 +35,7 @@ const (
 	MsgFileCopyRange   Type = 356
 	MsgFileAttach      Type = 358 // first on each connection, ID 0: who asks, 16 bytes; later connections of the same replace the one before → IDs of kept answers
 	MsgFileSeed        Type = 360 // what the target will want to know → seeds; the second one waits for the freeze
+	MsgFileTree        Type = 362 // all names of a directory, and of some below
 )
 
 // Limits of the files lane.
@@ -45,6 +46,7 @@ const (
 	MaxFileLink  = 4095       // bytes in the target of a symbolic link
 	MaxFileXattr = 64 << 10   // bytes in the value of an extended attribute, or in the list of names
 	MaxFileDir   = 512 << 10  // bytes in one piece of a directory
+	MaxFileTree  = 4096       // names that are looked up in one directory of a MsgFileTree, or in all below it
 	MaxForgets   = 32 << 10   // nodes in one MsgFileForget
 	FileAttrSize = 8*6 + 4*10 // bytes of an encoded FileAttr
 
@@ -213,6 +215,22 @@ func (f *FileDirent) Get(d *Decoder) {
 	f.Off, f.Ino, f.Type, f.Name = d.U64(), d.U64(), d.U32(), d.String(MaxFileName)
 	if d.Bool() {
 		f.Entry.Get(d)
+	}
+}
+
+// FileTree is a directory with its names, in the order of their positions. Entries are looked up as in MsgFileReadDir.
+type FileTree struct {
+	Node  uint64
+	Whole bool // there are no other names
+	Names []FileDirent
+}
+
+// Get takes f.
+func (f *FileTree) Get(d *Decoder) {
+	f.Node, f.Whole = d.U64(), d.Bool()
+	f.Names = make([]FileDirent, d.Count(8+8+4+4+1))
+	for i := range f.Names {
+		f.Names[i].Get(d)
 	}
 }
 

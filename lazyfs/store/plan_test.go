@@ -75,7 +75,7 @@ func TestPlan(t *testing.T) {
 	}
 	fill(t, r.src, both)
 	fill(t, r.own, both)
-	differ := map[string]string{"etc/hostname": "A", "srv/app/data": "data", "srv/app/sub/more": "more", "dev/shm/segment": "shared", "big/other/x": "1", "huge/own/y": "1"}
+	differ := map[string]string{"etc/hostname": "A", "srv/app/data": "data", "srv/app/sub/more": "more", "dev/shm/segment": "shared", "big/other/x": "1", "huge/own/y": "1", "etc/open": "same"}
 	for i := range 40 {
 		differ[fmt.Sprintf("huge/f%d", i)] = "f"
 	}
@@ -136,7 +136,6 @@ func TestPlan(t *testing.T) {
 	}
 	// Declared later, where something is only read.
 	fill(t, r.own, map[string]string{"etc/open": "same"})
-	must(t, os.WriteFile(r.src+"/etc/open", []byte("same"), 0o644))
 	conf := open(t, r.mnt+"/etc/open", unix.O_RDONLY)
 	s = r.rested()
 	if p := r.local(conf); p != r.root+"/etc/open" {
