@@ -179,11 +179,36 @@ type progressMsg struct {
 	Faults     uint64  `json:"faults"`
 	FaultP50US float64 `json:"fault_p50_us"`
 	FaultP99US float64 `json:"fault_p99_us"`
-	Note       string  `json:"note,omitempty"`
+
+	Cores []string `json:"cores,omitempty"` // dumped before the drain, not whole
 }
 
+func (m *progressMsg) check() error { return checkCores(m.Cores) }
+
 type exitedMsg struct {
-	Status int `json:"status"` // wait status of the root task
+	Status int      `json:"status"` // wait status of the root task
+	Cores  []string `json:"cores,omitempty"`
+}
+
+// note is for records.
+func (m *exitedMsg) note() string {
+	return trim(strings.Join(append([]string{fmt.Sprintf("status %d", m.Status)}, m.Cores...), "; "))
+}
+
+func (m *exitedMsg) check() error { return checkCores(m.Cores) }
+
+const maxCores = 16 // that are told
+
+func checkCores(all []string) error {
+	if len(all) > maxCores {
+		return fmt.Errorf("%d core dumps", len(all))
+	}
+	for _, c := range all {
+		if len(c) > maxNote {
+			return fmt.Errorf("text of %d bytes about a core dump", len(c))
+		}
+	}
+	return nil
 }
 
 // dialMsg asks the source to dial lanes (again).

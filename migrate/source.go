@@ -85,6 +85,7 @@ type Source struct {
 	times  Event // figures for done
 	stayed bool  // the target has said that the tree stays drained
 	grant  time.Time
+	cores  int // incomplete core dumps that have been told
 
 	mu    sync.Mutex // guards what Status and Abort look at
 	state State

@@ -68,7 +68,7 @@ func (t *Target) endNote() string {
 	if t.source.lost {
 		return fmt.Sprintf("killed: the source was away since %s", t.source.since.Format(time.RFC3339))
 	}
-	return fmt.Sprintf("status %d", t.exited.Status)
+	return t.exited.note()
 }
 
 const statusName = "status"

@@ -148,6 +148,7 @@ func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
 		if err := decode(f.p, &m); err != nil {
 			return false, err
 		}
+		s.tellCores(m.Cores)
 		s.mu.Lock()
 		s.last = m
 		s.mu.Unlock()
@@ -301,11 +302,20 @@ func (s *Source) detached(m detachedMsg) {
 	s.log.Info("tree is detached", "audit", true, "to", s.opt.To, "pid", s.opt.PID)
 }
 
+// tellCores tells what has not been told; each message holds all.
+func (s *Source) tellCores(all []string) {
+	for _, c := range all[min(s.cores, len(all)):] {
+		s.notice("%s", c)
+		s.cores++
+	}
+}
+
 func (s *Source) exited(m exitedMsg) {
 	if err := s.dump.KillTree(); err != nil {
 		s.notice("the frozen tree could not be killed: %v", err)
 	}
-	s.note(Ended, fmt.Sprintf("status %d", m.Status))
+	s.tellCores(m.Cores)
+	s.note(Ended, m.note())
 	_ = s.sess.send(wire.MsgEnd, nil) // the target waits for it a moment only
 	s.event(Event{Event: "exited", Status: &m.Status})
 }

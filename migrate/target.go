@@ -42,7 +42,8 @@ type Target struct {
 	restoreMS float64
 	source    sourceWatch
 	progress  progressMsg
-	told      bool // the end is to be told: nothing of the tree is left, not even bytes of its streams
+	cores     []string // dumped, and not whole
+	told      bool     // the end is to be told: nothing of the tree is left, not even bytes of its streams
 	resumed   *resumedMsg
 	drained   *progressMsg
 	exited    *exitedMsg

@@ -128,7 +128,7 @@ func (t *Target) event(e restore.Event) {
 	case restore.EventProgress, restore.EventDrained:
 		m := &progressMsg{
 			Left: e.Stats.Left * pageSize, Copied: e.Stats.BytesCopied, Faults: e.Stats.Faults,
-			FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us),
+			FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us), Cores: t.cores,
 		}
 		t.writeStatus(m)
 		if e.Kind == restore.EventProgress {
@@ -147,6 +147,11 @@ func (t *Target) event(e restore.Event) {
 		t.startDetach()
 	case restore.EventProblem:
 		t.log.Error("capsule", "problem", e.Text)
+	case restore.EventCore:
+		t.log.Warn("core dump", "what", e.Text)
+		if len(t.cores) < maxCores {
+			t.cores = append(t.cores, trim(e.Text))
+		}
 	case restore.EventExited:
 		t.exited = &exitedMsg{Status: e.Status} // others of the tree may live on
 	}
@@ -169,6 +174,7 @@ func (t *Target) ended() error {
 	if t.exited == nil {
 		t.exited = &exitedMsg{Status: -1}
 	}
+	t.exited.Cores = t.cores
 	_ = t.cleanup()     // told there; the tree has ended
 	if !t.source.lost { // nobody would take it
 		t.flushStdio()

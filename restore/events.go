@@ -16,6 +16,7 @@ const (
 	EventExited      EventKind = "exited"       // Status: the tree's root task has ended
 	EventHandlerLost EventKind = "handler-lost" // a new one is on its way
 	EventProblem     EventKind = "problem"      // Text
+	EventCore        EventKind = "core"         // Text: a core dump lacks what had not come
 )
 
 // Event is one thing that happened.

@@ -114,6 +114,7 @@ type guardian struct {
 	warm    *criu.Worker // may be nil
 	kept    map[uint32]*os.File
 
+	cores    *cores // nil when nothing is lazy, and before the release
 	mu       sync.Mutex
 	restore  *restoring // nil before opRestore
 	outlives bool       // the agent may go away
@@ -293,13 +294,17 @@ func (g *guardian) reap(root int) {
 			if awaitGuest() {
 				continue
 			}
+			g.cores.last()
 			g.hub.close()
 			os.Exit(0)
 		case err != nil:
 			g.problem(fmt.Errorf("wait for children: %w", err))
 			os.Exit(1)
-		case pid == root:
-			g.event(Event{Kind: EventExited, Status: int(ws)})
+		default:
+			g.cores.ended(pid, ws)
+			if pid == root {
+				g.event(Event{Kind: EventExited, Status: int(ws)})
+			}
 		}
 	}
 }

@@ -285,6 +285,10 @@ func (g *guardian) doRelease(m message) {
 			r.pidfd = os.NewFile(uintptr(fd), "pidfd")
 			g.mu.Unlock()
 		}
+		if e := g.hub.getEngine(); e != nil {
+			g.cores = newCores(e, g.event)
+			g.cores.watch(r.cfg.Tasks)
+		}
 		go g.reap(r.root) // ends the process
 	})
 	if r.pidErr != nil {

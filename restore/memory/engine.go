@@ -103,6 +103,7 @@ type Engine struct {
 	mms      map[int]*mm // by descriptor
 	objects  []*object
 	aliens   map[uint32]bool // processes without an object; a fork may give a number to another
+	gone     map[uint32]bool // processes that missed pages when their memory went away, or while they dumped core
 	watched  []Watched
 	bringer  Bringer
 	wants    map[uint64]*want
@@ -148,7 +149,7 @@ func New(o Options) *Engine {
 	}
 	e := &Engine{
 		opt: o, log: o.Log, epoll: -1, kick: -1,
-		drained: make(chan struct{}), tasks: map[uint32]*task{}, mms: map[int]*mm{}, wants: map[uint64]*want{},
+		drained: make(chan struct{}), tasks: map[uint32]*task{}, mms: map[int]*mm{}, gone: map[uint32]bool{}, wants: map[uint64]*want{},
 	}
 	for _, t := range o.Tasks {
 		e.tasks[t.ID] = e.newTask(t)

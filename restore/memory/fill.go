@@ -349,6 +349,9 @@ func (e *Engine) mmGone(m *mm) {
 	e.log.Debug("mm is gone", "task", m.id, "left", m.missing)
 	for len(m.batch) > 0 && !e.applyBatch(m) {
 	} // a child that it forked lives on
+	if m.id != 0 && m.missing > 0 && !executes(e.opt.Proc, m.id) {
+		e.gone[m.id] = true
+	}
 	e.dropMM(m)
 }
 

@@ -71,6 +71,18 @@ func newMM(id uint32, u *uffd) *mm {
 	return &mm{id: id, fd: u, views: map[*region]*view{}, waiting: map[uint64]time.Time{}}
 }
 
+// Lacked says that a process which has ended missed pages then, or missed some while it dumped core, which waits for nothing.
+func (e *Engine) Lacked(pid uint32) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, m := range e.mms {
+		if m.id == pid {
+			return m.missing > 0
+		}
+	}
+	return e.gone[pid]
+}
+
 // adopt makes m a holder of pages of r.
 func (m *mm) adopt(r *region, taken, data *bitset) {
 	v := &view{mm: m, region: r, taken: taken, data: data}

@@ -2,6 +2,7 @@ package memory
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,6 +17,28 @@ type vma struct {
 }
 
 func (v vma) has(flag string) bool { return strings.Contains(v.flags, " "+flag+" ") }
+
+const pfExiting = 4 // include/linux/sched.h
+
+// executes says that a process lives whose memory is gone: it has called execve(2).
+func executes(proc string, pid uint32) bool {
+	b, err := os.ReadFile(filepath.Join(proc, strconv.FormatUint(uint64(pid), 10), "stat"))
+	if err != nil {
+		return false
+	}
+	f := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:])) // the name may hold anything
+	if len(f) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(f[6], 10, 64)
+	return err == nil && flags&pfExiting == 0 && f[0] != "Z"
+}
+
+// dumpsCore says that a process is in the middle of that.
+func dumpsCore(proc string, pid uint32) bool {
+	b, err := os.ReadFile(filepath.Join(proc, strconv.FormatUint(uint64(pid), 10), "status"))
+	return err == nil && bytes.Contains(b, []byte("\nCoreDumping:\t1\n"))
+}
 
 // readVMAs reads /proc/PID/smaps, which alone shows VmFlags. A process whose first thread has ended has an empty one;
 // each thread's own shows the same mm.

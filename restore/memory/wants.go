@@ -341,6 +341,9 @@ func (e *Engine) finish() {
 				e.unsettle(m)
 				continue
 			}
+			if m.id != 0 && dumpsCore(e.opt.Proc, m.id) { // it may have passed pages before they came
+				e.gone[m.id] = true
+			}
 			e.dropMM(m)
 		}
 	}
