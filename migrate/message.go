@@ -13,6 +13,7 @@ import (
 
 	"github.com/lazymig/lazymig/preflight"
 	"github.com/lazymig/lazymig/restore"
+	"github.com/lazymig/lazymig/restore/detach"
 	"github.com/lazymig/lazymig/restore/memory"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -109,6 +110,9 @@ type restoreMsg struct {
 	ShellJob bool              `json:"shell_job"`
 	Fixups   []preflight.Fixup `json:"fixups,omitempty"`
 	Stdio    []stdioSlot       `json:"stdio,omitempty"`
+
+	Databases []restore.Database `json:"databases,omitempty"`
+	Locks     []detach.Lock      `json:"locks,omitempty"`
 }
 
 func (m *restoreMsg) check() error {
@@ -121,6 +125,14 @@ func (m *restoreMsg) check() error {
 	for _, f := range m.Fixups {
 		if f.TID < 1 || len(f.Affinity) > maxCPUs/64 {
 			return fmt.Errorf("fixup of thread %d with %d words of CPUs", f.TID, len(f.Affinity))
+		}
+	}
+	if len(m.Databases) > maxDatabases || len(m.Locks) > maxDatabases {
+		return fmt.Errorf("%d databases, %d locks", len(m.Databases), len(m.Locks))
+	}
+	for _, d := range m.Databases {
+		if d.PID < 1 || d.FD < 0 || d.Addr > 1<<47 || d.File > 1<<47 {
+			return fmt.Errorf("database of process %d, descriptor %d, at %#x", d.PID, d.FD, d.Addr)
 		}
 	}
 	if len(m.Stdio) > maxStdio {

@@ -81,6 +81,7 @@ type Source struct {
 	waited      uint64 // file operations up to the freeze
 
 	result *dump.Result
+	dbs    databases
 	clock  clockOffset
 	times  Event // figures for done
 	stayed bool  // the target has said that the tree stays drained
@@ -221,6 +222,9 @@ func (s *Source) untilGranted(ctx context.Context) error {
 	if err := s.prepare(ctx); err != nil {
 		return stage("prepare", err)
 	}
+	if err := s.findDatabases(); err != nil {
+		return stage("prepare", err)
+	}
 	if err := s.freeze(ctx); err != nil {
 		return stage("freeze", err)
 	}
@@ -273,6 +277,7 @@ func (s *Source) freeze(ctx context.Context) error {
 	s.times.DumpMS, s.times.MemoryBytes, s.times.TCPClosed = r.DumpMS, r.MemoryBytes, r.TCPClosed
 	s.waited = s.files.Stats().Waited
 	s.seeding.Go(s.seedFrozen) // beside the images
+	s.recheckDatabases()
 	if err := s.servePages(); err != nil {
 		return err
 	}
@@ -298,7 +303,11 @@ func (s *Source) transfer() error {
 		return err
 	}
 	want := &s.rep.Want
-	m := restoreMsg{TCPClose: want.TCPClose, ShellJob: want.ShellJob, Fixups: want.Fixups, Tasks: taskMem(s.result), Stdio: streams}
+	dbs, locks, err := s.frozenDatabases()
+	if err != nil {
+		return err
+	}
+	m := restoreMsg{TCPClose: want.TCPClose, ShellJob: want.ShellJob, Fixups: want.Fixups, Tasks: taskMem(s.result), Stdio: streams, Databases: dbs, Locks: locks}
 	return s.sess.send(wire.MsgRestore, m)
 }
 

@@ -45,6 +45,8 @@ type RestoreOptions struct { //nolint:revive // Options are the capsule's
 	Early   []EarlyPage
 	Fixups  []Fixup
 	Inherit []Inherit
+	// Databases are given their new numbers.
+	Databases []Database
 
 	TCPClose, ShellJob bool
 	Datagrams          bool // there are Options.Datagrams
@@ -58,6 +60,7 @@ type restoreConfig struct {
 	Tasks                                  []memory.TaskMem
 	Early                                  []EarlyPage
 	Fixups                                 []Fixup
+	Databases                              []Database
 	Keys                                   []string // of the inherited files
 	TCPClose, ShellJob, Datagrams, NotLazy bool
 	LogLevel                               int
@@ -73,7 +76,7 @@ func (c *Capsule) Restore(ctx context.Context, o RestoreOptions) error {
 		return fmt.Errorf("restore: %d inherited files where %d are allowed", len(o.Inherit), maxInherit)
 	}
 	cfg := restoreConfig{
-		Tasks: o.Tasks, Early: o.Early, Fixups: o.Fixups,
+		Tasks: o.Tasks, Early: o.Early, Fixups: o.Fixups, Databases: o.Databases,
 		TCPClose: o.TCPClose, ShellJob: o.ShellJob, Datagrams: o.Datagrams, NotLazy: o.NotLazy, LogLevel: o.LogLevel,
 	}
 	files := []*os.File{nil}

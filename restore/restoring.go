@@ -189,6 +189,11 @@ func (r *restoring) settle() error {
 			return fmt.Errorf("%d pages found no memory where they belong", n)
 		}
 	}
+	for _, d := range r.cfg.Databases {
+		if err := d.apply(); err != nil {
+			return err
+		}
+	}
 	for _, f := range r.cfg.Fixups {
 		if err := f.apply(); err != nil {
 			r.g.problem(err)

@@ -45,6 +45,9 @@ func (w *switching) commit(p *process) error {
 		}
 	}
 	err := p.all(calls, what)
+	if nerr := p.renumber(); nerr != nil {
+		err = errors.Join(err, nerr)
+	}
 	if p.exe != nil {
 		if eerr := w.setExe(p); eerr != nil {
 			err = errors.Join(err, fmt.Errorf("set executable: %w", eerr))

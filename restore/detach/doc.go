@@ -13,7 +13,8 @@
 //	prepare   in each process: descriptors received at free numbers, mappings made at free addresses, modified private
 //	          pages copied there, directories entered, sockets listening. All of it can be undone
 //	pivot     the new root becomes the root: from here it is finished, not undone
-//	commit    in each process: mremap over the old mappings, dup3 over the old descriptors, executable, POSIX locks, epoll
+//	commit    in each process: mremap over the old mappings, dup3 over the old descriptors, the numbers by which SQLite knows its files, executable,
+//	          POSIX locks, epoll
 //	release   registers, masks and signals as they were; the old root is unmounted
 //
 // Whatever fails before the pivot leaves the tree as it was.

@@ -15,6 +15,7 @@ type switching struct {
 	o      *Options
 	s      *survey
 	local  Local
+	dbs    databases
 	inRoot *fsThread // its root is the new one
 	opened map[fileKey]*os.File
 }

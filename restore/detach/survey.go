@@ -66,6 +66,7 @@ type process struct {
 	epolls         []epollItem
 	maps           []vma
 	exe, cwd, root *object // nil: not on the old file system; root also where it is the tree's own
+	numbers        []renumber
 	p              *prepared
 }
 

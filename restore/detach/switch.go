@@ -67,10 +67,14 @@ func (o *Options) switchNow(ctx context.Context) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
+	dbs, err := databasesOf(o)
+	if err != nil {
+		return Report{}, err
+	}
 	o.stopped = &stopped{known: map[int]bool{}}
 	began := time.Now()
 	var rep Report
-	err = o.switchStopped(ctx, flags, &rep)
+	err = o.switchStopped(ctx, flags, dbs, &rep)
 	rep.Threads = len(o.stopped.tasks)
 	var done func()
 	if err == nil {
@@ -142,7 +146,7 @@ func surveyed(o *Options) (flagCache, error) {
 }
 
 // switchStopped does all that the tree is stopped for.
-func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Report) error {
+func (o *Options) switchStopped(ctx context.Context, flags flagCache, dbs databases, rep *Report) error {
 	if err := o.stopped.stopAll(o.Tasks); err != nil {
 		return err
 	}
@@ -181,7 +185,7 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Repor
 		return err
 	}
 	defer m.close()
-	w := &switching{o: o, s: s, local: local, opened: map[fileKey]*os.File{}}
+	w := &switching{o: o, s: s, local: local, dbs: dbs, opened: map[fileKey]*os.File{}}
 	defer w.close()
 	if err := o.stopped.bind(true); err != nil { // from here on the tree is not what it was before
 		return err
@@ -222,6 +226,9 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, rep *Repor
 
 func (w *switching) untilPivot(m *mounts) error {
 	if err := w.openAll(); err != nil {
+		return err
+	}
+	if err := w.findDatabases(); err != nil {
 		return err
 	}
 	for _, p := range w.s.processes {
