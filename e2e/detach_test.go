@@ -145,12 +145,17 @@ func TestDetachRedis(t *testing.T) {
 	r.over(b)
 }
 
-// TestDetachRefused leaves a tree drained, and says why, if a path is to be the target's own and the source's as well.
+// TestDetachRefused leaves a tree drained, and says why, if a path is to be the target's own and the source's as well. Nothing that was to be removed from the
+// source in the end is.
 func TestDetachRefused(t *testing.T) {
 	r := newRig(t, "checker")
 	a, b := r.l.A, r.l.B
+	r.sh(a, givenFiles)
 	ch := r.checker(a, 32, 2)
-	m := r.try(a, b, ch.proc.Pid, append(r.locals(a, b), "--local", "/srv", "--until", "detached")...)
+	m := r.try(a, b, ch.proc.Pid, append(r.locals(a, b), "--local", "/srv", "--with", "/srv/data", "--remove-source-files", "--until", "detached")...)
+	if left := r.sh(a, "cd /srv/data && find . | wc -l"); left != "7" {
+		t.Errorf("of 7 names on the source %s are left", left)
+	}
 	if m.code != 5 || !strings.Contains(m.stderr, "/srv") {
 		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
 	}

@@ -46,6 +46,19 @@ type detachedMsg struct {
 	Bytes       int64   `json:"bytes"`
 	Connection  uint32  `json:"connection"` // of FUSE, which is no more
 	Root        string  `json:"root"`
+
+	Removed int      `json:"removed,omitempty"` // files, from the source
+	Kept    []string `json:"kept,omitempty"`    // paths there that were to be removed, and why they are not
+}
+
+func (m *detachedMsg) check() error {
+	if len(m.Kept) > maxReasons+1 {
+		return fmt.Errorf("%d paths", len(m.Kept))
+	}
+	for i, k := range m.Kept {
+		m.Kept[i] = trim(k)
+	}
+	return nil
 }
 
 // filesMsg tells how far the files are, until one of the others.
@@ -163,7 +176,7 @@ func reasonsOf(err error) []string {
 // leave brings the files, switches, and ends what is not needed then.
 func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 	if m := readSwitched(t.rec.Dir, t.log); m != nil { // an agent before this one has died since
-		return m, t.endHelpers(m.Connection)
+		return m, t.endHelpers(m)
 	}
 	if t.fuse == nil {
 		return nil, errors.New("this agent can't reach the tree's FUSE daemon")
@@ -180,7 +193,7 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 		return nil, err
 	}
 	park(t.log, "switched")
-	return m, t.endHelpers(m.Connection)
+	return m, t.endHelpers(m)
 }
 
 // switchOver tries until the tree is on its local files, or what keeps it from that does not pass.
@@ -325,12 +338,12 @@ func held(connection uint32) bool {
 }
 
 // endHelpers is after the switch: guardian, handler and FUSE daemon go.
-func (t *Target) endHelpers(connection uint32) error {
+func (t *Target) endHelpers(m *detachedMsg) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, errors.New("it does not answer"))
 	defer cancel()
-	err := t.endFiles(ctx)
-	if held(connection) {
-		t.log.Error("something still refers to the source's files: it will get errors", "connection", connection)
+	err := t.endFiles(ctx, m)
+	if held(m.Connection) {
+		t.log.Error("something still refers to the source's files: it will get errors", "connection", m.Connection)
 	}
 	t.mu.Lock()
 	fuse := t.fuse
@@ -350,24 +363,40 @@ func (t *Target) endHelpers(connection uint32) error {
 }
 
 // endFiles finishes the store. A daemon whose agent has died since the switch has ended, with the mount.
-func (t *Target) endFiles(ctx context.Context) error {
+func (t *Target) endFiles(ctx context.Context, m *detachedMsg) error {
 	if t.fuse == nil {
 		if t.msg.RemoveFiles && len(t.msg.With) > 0 {
 			t.log.Warn("files are not removed from the source: the agent has died since they came here", "paths", t.msg.With)
+			for _, p := range t.msg.With[:min(len(t.msg.With), maxReasons)] {
+				m.Kept = append(m.Kept, p+": the agent has died since it came here")
+			}
 		}
 		return store.Finish(t.rec.Dir)
 	}
 	var err error
 	if t.msg.RemoveFiles && len(t.msg.With) > 0 {
-		r, rerr := t.fuse.storeRemove(ctx, t.msg.With)
-		for _, u := range r.Kept {
-			t.log.Warn("file is not removed from the source", "path", u.Path, "why", u.Reason)
-		}
-		t.log.Info("files are removed from the source", "audit", true, "files", r.Files, "kept", len(r.Kept))
-		err = rerr
+		err = t.removeFiles(ctx, m)
 	}
 	if derr := t.fuse.storeDone(ctx); derr != nil {
 		err = errors.Join(err, derr)
 	}
+	return err
+}
+
+// removeFiles removes what has moved from the source, and tells what stays there and why.
+func (t *Target) removeFiles(ctx context.Context, m *detachedMsg) error {
+	r, err := t.fuse.storeRemove(ctx, t.msg.With)
+	for _, u := range r.Kept {
+		t.log.Warn("file is not removed from the source", "path", u.Path, "why", u.Reason)
+		m.Kept = append(m.Kept, u.Path+": "+u.Reason)
+	}
+	if err != nil {
+		m.Kept = append(m.Kept, "what else was to be removed: "+err.Error())
+	}
+	if n := len(m.Kept); n > maxReasons {
+		m.Kept = append(m.Kept[:maxReasons], fmt.Sprintf("and %d more, see the agent's log", n-maxReasons))
+	}
+	m.Removed = r.Files
+	t.log.Info("files are removed from the source", "audit", true, "files", r.Files, "kept", len(r.Kept))
 	return err
 }

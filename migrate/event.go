@@ -37,7 +37,9 @@ type Event struct {
 	FileBytes   int64    `json:"file_bytes,omitempty"` // files: that are to come
 	FilesHere   int      `json:"files_here,omitempty"` // files
 	FilesLeft   int      `json:"files_left,omitempty"`
-	Stays       []string `json:"stays,omitempty"` // why the tree is not detached
+	Removed     int      `json:"removed,omitempty"` // files, from the source
+	Kept        []string `json:"kept,omitempty"`    // what was to be removed from there and is not, and why
+	Stays       []string `json:"stays,omitempty"`   // why the tree is not detached
 
 	Stage       string `json:"stage,omitempty"` // failed
 	Error       string `json:"error,omitempty"`

@@ -293,7 +293,7 @@ func (s *Source) detached(m detachedMsg) {
 	s.note(Detached, "")
 	_ = s.sess.send(wire.MsgEnd, nil) // the target does not wait for it
 	s.times.StopMS, s.times.SettleMS, s.times.Descriptors, s.times.Mappings = m.StopMS, m.SettleMS, m.Descriptors, m.Mappings
-	s.times.FilesMoved, s.times.FileBytes = m.Files, m.Bytes
+	s.times.FilesMoved, s.times.FileBytes, s.times.Removed, s.times.Kept = m.Files, m.Bytes, m.Removed, m.Kept
 	e := s.times
 	e.Event = "detached"
 	s.event(e)

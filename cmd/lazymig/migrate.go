@@ -235,6 +235,12 @@ func (p *printer) print(e migrate.Event) {
 	case "detached":
 		fmt.Printf("  detached: stopped for %.1f ms, %d descriptors and %d mappings put on %d files (%d MB); residual dependency: none\n",
 			e.StopMS, e.Descriptors, e.Mappings, e.FilesMoved, e.FileBytes>>20)
+		if e.Removed > 0 || len(e.Kept) > 0 {
+			fmt.Printf("  %d files removed from here\n", e.Removed)
+		}
+		for _, k := range e.Kept {
+			fmt.Printf("    kept: %s\n", k)
+		}
 	case "done":
 	case "exited":
 		fmt.Printf("  the process has ended on the target (wait status %d)\n", *e.Status)
