@@ -45,17 +45,17 @@ func (b *below) writev(parts net.Buffers) error {
 
 // WaitInThread makes reads and writes wait for the socket in the kernel, in the thread that calls, instead of in the runtime's
 // poller, so that the thread's priority counts. There are no deadlines then. The reader calls it, between two reads; it has
-// an effect only on a clear lane, or with Buffer below (or a seal), and TCP below that.
+// an effect only on a clear lane, or with Buffer below, and TCP below that.
 func (c *Conn) WaitInThread() error {
 	if c.w != nil {
 		c.w.mu.Lock()
 		defer c.w.mu.Unlock()
 		return c.w.waitInThread()
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if b, ok := c.nc.(*below); ok {
-		return b.waitInThread()
+	if c.clear != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.clear.waitInThread()
 	}
 	return nil
 }

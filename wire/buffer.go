@@ -1,7 +1,6 @@
 package wire
 
 import (
-	"encoding/binary"
 	"net"
 	"sync"
 )
@@ -19,18 +18,16 @@ type buffered struct {
 	in   []byte // what has been read and not asked for
 	room []byte // where in lies
 
-	head [5]byte // of TLS's record that is being read: type, version 2, length 2
-	got  int     // of head
-	left int     // of the record behind it
-
 	mu     sync.Mutex // above writes: TLS may answer a key update while a Send is under way
 	out    []byte
 	corked bool
 }
 
-// Read gives no byte of a record before all of the one before was asked for: then nothing is left in TLS when its last record is read.
 func (b *buffered) Read(p []byte) (int, error) {
 	if len(b.in) == 0 {
+		if len(p) >= bufferSize {
+			return b.Conn.Read(p)
+		}
 		if b.room == nil {
 			b.room = make([]byte, bufferSize)
 		}
@@ -40,17 +37,8 @@ func (b *buffered) Read(p []byte) (int, error) {
 		}
 		b.in = b.room[:n] // an error comes again
 	}
-	if b.left > 0 {
-		n := copy(p[:min(len(p), b.left)], b.in)
-		b.in, b.left = b.in[n:], b.left-n
-		return n, nil
-	}
-	n := copy(p, b.in[:min(len(b.in), len(b.head)-b.got)])
-	b.got += copy(b.head[b.got:], b.in[:n])
+	n := copy(p, b.in)
 	b.in = b.in[n:]
-	if b.got == len(b.head) {
-		b.got, b.left = 0, int(binary.BigEndian.Uint16(b.head[3:]))
-	}
 	return n, nil
 }
 

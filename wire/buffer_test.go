@@ -142,10 +142,6 @@ func inThread(t *testing.T, test func(t *testing.T, client, server *Conn)) {
 		client, server, _ := tlsPair(t)
 		test(t, client, server)
 	})
-	t.Run("sealed", func(t *testing.T) {
-		client, server := sealedPair(t)
-		test(t, client, server)
-	})
 	t.Run("clear", func(t *testing.T) {
 		client, server := clearPair(t)
 		test(t, client, server)

@@ -85,13 +85,17 @@ func AcceptClear(nc net.Conn, p Preamble, token Token) error {
 	return nil
 }
 
+// clearRead is how much a clear lane's buffer takes at once: headers, and little of what is to go straight to its place.
+const clearRead = 4 << 10
+
 // NewClear is NewConn for a clear lane whose peers know each other.
 func NewClear(nc net.Conn) *Conn {
 	t, ok := nc.(*net.TCPConn)
 	if !ok {
 		return NewConn(nc)
 	}
-	return NewConn(&below{Conn: t})
+	c := &below{Conn: t}
+	return newConn(c, clearRead)
 }
 
 // Refused keeps a connection whose proof was wrong, and says nothing, for as long: attempts are as many as Lobby has places, in each time. It closes nc.

@@ -49,20 +49,16 @@ type Conn struct {
 	r  *bufio.Reader
 	w  *buffered // below TLS; may be nil
 
-	clear  *below  // nc, if nothing is above it
-	sealed *sealed // nc is what it is above; w is nil then
+	clear *below // nc, if nothing is above it
 
 	mu    sync.Mutex  // one frame at a time
 	out   []byte      // under mu
 	parts net.Buffers // under mu
 }
 
-// straight is from where on bytes go straight to where they belong, and not through the buffer above nc.
-const straight = 4 << 10
-
 // NewConn takes over nc.
 func NewConn(nc net.Conn) *Conn {
-	return newConn(nc, straight)
+	return newConn(nc, 64<<10)
 }
 
 func newConn(nc net.Conn, buffer int) *Conn {
@@ -87,9 +83,6 @@ func (c *Conn) Send(t Type, flags uint16, id uint64, parts ...[]byte) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.sealed != nil {
-		return c.sealed.send(Header{Length: uint32(n), Type: t, Flags: flags, ID: id}, parts)
-	}
 	if c.clear != nil {
 		return c.sendClear(Header{Length: uint32(n), Type: t, Flags: flags, ID: id}, parts)
 	}
@@ -145,9 +138,7 @@ func (c *Conn) sendClear(h Header, parts [][]byte) error {
 }
 
 // Buffered says that something has come that was not read yet. The reader asks.
-func (c *Conn) Buffered() bool {
-	return c.r.Buffered() > 0 || c.w != nil && len(c.w.in) > 0 || c.sealed != nil && len(c.sealed.in)+len(c.sealed.raw) > 0
-}
+func (c *Conn) Buffered() bool { return c.r.Buffered() > 0 || c.w != nil && len(c.w.in) > 0 }
 
 // ReadHeader reads the next header. Its payload must be read (ReadPayload, or Read as often as it takes) before the next.
 func (c *Conn) ReadHeader() (Header, error) {

@@ -103,9 +103,6 @@ type Hello struct {
 // FeatureCleartext is said on the control lane by an agent that takes clear lanes.
 const FeatureCleartext uint64 = 1
 
-// FeatureSealed is said on the other lanes; if both say it what follows is sealed (seal.go).
-const FeatureSealed uint64 = 2
-
 // Token is a secret of one migration, made by the source and told once, on the control lane.
 type Token [32]byte
 
@@ -135,20 +132,14 @@ func ParseHello(b []byte) (Hello, error) {
 // DialHello is the dialing side's: it sends mine, token included, and reads the answer.
 func DialHello(c *Conn, mine Hello) (Hello, error) {
 	mine.Version = Version
-	if c.canSeal(mine.Lane) {
-		mine.Features |= FeatureSealed
-	}
 	if err := c.Send(MsgHello, 0, 0, mine.Marshal()); err != nil {
 		return Hello{}, fmt.Errorf("send hello: %w", err)
 	}
 	peer, err := readHello(c)
-	if err == nil {
-		err = peer.matches(mine)
+	if err != nil {
+		return Hello{}, err
 	}
-	if err == nil && mine.Features&peer.Features&FeatureSealed != 0 {
-		err = c.seal(mine, true)
-	}
-	return peer, err
+	return peer, peer.matches(mine)
 }
 
 // AcceptHello is the accepting side's: it reads the peer's hello, checks it and its token against mine, and only then answers,
@@ -168,14 +159,8 @@ func AcceptHello(c *Conn, mine Hello) (Hello, error) {
 		return peer, err
 	}
 	mine.Token = Token{}
-	if c.canSeal(mine.Lane) {
-		mine.Features |= FeatureSealed
-	}
 	if err := c.Send(MsgHello, 0, 0, mine.Marshal()); err != nil {
 		return peer, fmt.Errorf("send hello: %w", err)
-	}
-	if mine.Features&peer.Features&FeatureSealed != 0 {
-		return peer, c.seal(mine, false)
 	}
 	return peer, nil
 }
