@@ -21,6 +21,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/kerneltest"
 	"github.com/lazymig/lazymig/keys"
 	"github.com/lazymig/lazymig/lab"
@@ -162,15 +163,27 @@ func newHosts(t *testing.T, programs ...string) *rig {
 	t.Cleanup(func() {
 		logs, _ := filepath.Glob(r.l.A.Path("/var/lib/lazymig/*.log")) // the pattern is good
 		for _, f := range logs {
-			if b, err := os.ReadFile(f); err == nil && t.Failed() {
+			b, err := os.ReadFile(f)
+			if err == nil && t.Failed() {
 				t.Logf("%s on A:\n%s", filepath.Base(f), tail(string(b), 60))
 			}
+			noRefusal(t, filepath.Base(f), string(b))
 		}
 	})
 	if err := errors.Join(keys.Init(r.keys), keys.Host(r.keys, r.l.A.Addr, r.l.B.Addr)); err != nil {
 		t.Fatal(err)
 	}
 	return r
+}
+
+// loud makes a system call that a filter of lazymig's own refuses end its process, with an account in the log that noRefusal looks for.
+const loud = confine.LoudEnv + "=1"
+
+func noRefusal(t *testing.T, whose, log string) {
+	t.Helper()
+	if _, after, ok := strings.Cut(log, "SIGSYS"); ok {
+		t.Errorf("a system call was refused, log of %s: %.3000s", whose, after)
+	}
 }
 
 // agent starts one on h and waits until it listens.
@@ -185,7 +198,7 @@ func (r *rig) agentWith(h *lab.Host, env []string, args ...string) *agent {
 	a := &agent{log: &logBuffer{}}
 	args = append([]string{"agent", "--listen", h.Addr + ":" + agentPort, "--tls-dir", r.keys}, args...)
 	a.cmd = h.Command(context.Background(), r.lazymig, args...)
-	a.cmd.Env = append(lab.Env(), env...)
+	a.cmd.Env = append(append(lab.Env(), loud), env...)
 	a.cmd.Stderr = a.log
 	a.cmd.WaitDelay = 10 * time.Second // a capsule that outlives its agent holds stderr
 	out, err := a.cmd.StdoutPipe()
@@ -203,6 +216,7 @@ func (r *rig) agentWith(h *lab.Host, env []string, args ...string) *agent {
 	r.t.Cleanup(func() {
 		_ = a.cmd.Process.Signal(syscall.SIGTERM)
 		_ = a.cmd.Wait() // it may have been killed by the test
+		noRefusal(r.t, "agent", a.log.String())
 		if r.t.Failed() {
 			r.t.Logf("agent on %s:\n%s", h.Name, tail(a.log.String(), 60))
 		}
@@ -283,7 +297,7 @@ func (r *rig) begin(from, to *lab.Host, pid int, args ...string) *migration {
 		args = append(args, "--until", "drained")
 	}
 	g := &migration{r: r, cmd: from.Command(r.ctx, r.lazymig, args...)}
-	g.cmd.Env = append(lab.Env(), r.sourceEnv...)
+	g.cmd.Env = append(append(lab.Env(), loud), r.sourceEnv...)
 	g.cmd.Stdout, g.cmd.Stderr = &g.out, &g.errOut
 	if err := g.cmd.Start(); err != nil {
 		r.t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
 	"github.com/lazymig/lazymig/restore"
 )
@@ -60,6 +61,13 @@ type carrierProcess struct {
 func CarrierMain(log *slog.Logger) error {
 	if len(os.Args) != 3 {
 		return errors.New("the carrier is started by the agent, not by hand")
+	}
+	err := confine.Stage(carrierLimits())
+	if err == nil {
+		err = confine.Syscalls(carrierCalls()...)
+	}
+	if err != nil {
+		return err
 	}
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)
 	unix.CloseOnExec(3)

@@ -126,7 +126,7 @@ func (d *fuseDaemon) start(fuse *os.File) error {
 	}
 	defer peer.Close()
 	pidfd := -1
-	cmd := exec.Command(d.exe, FuseKeeperArg)
+	cmd := exec.Command(d.exe, FuseKeeperArg, d.cfg.StoreDir)
 	cmd.ExtraFiles, cmd.Stderr, cmd.Dir = []*os.File{peer}, os.Stderr, "/"
 	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, PidFD: &pidfd} // the group is keeper and daemon
 	if err := cmd.Start(); err != nil {

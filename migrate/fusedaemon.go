@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
 	"github.com/lazymig/lazymig/keys"
 	"github.com/lazymig/lazymig/lazyfs"
@@ -59,7 +60,9 @@ func FuseDaemonMain(log *slog.Logger) error {
 		return err
 	}
 	defer sock.Close()
-	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}) // as many as allowed; more is better, less works
+	if err := confine.Syscalls(fuseCalls()...); err != nil {
+		return err
+	}
 	p := &fuseProcess{sock: sock, log: log, over: make(chan error, 1)}
 	p.ctx, p.cancel = context.WithCancel(context.Background())
 	defer p.close()

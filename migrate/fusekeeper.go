@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
 	"github.com/lazymig/lazymig/lazyfs"
 )
@@ -20,7 +21,7 @@ import (
 // FuseKeeperArg is the hidden subcommand that runs FuseKeeperMain.
 const FuseKeeperArg = "fuse-keeper"
 
-// FuseKeeperMain is the daemon's parent. It passes on what agent and daemon say to each other, keeps /dev/fuse from the question for the grant on, and starts
+// FuseKeeperMain is the daemon's parent; os.Args[2] is the migration's directory. It passes on what agent and daemon say to each other, keeps /dev/fuse from the question for the grant on, and starts
 // the next daemon when one dies; the tree waits meanwhile. It survives the agent.
 //
 // Who dies with whom: a mount must be neither lost with one process nor held by one that can't be killed. The last descriptor of /dev/fuse
@@ -33,6 +34,13 @@ const FuseKeeperArg = "fuse-keeper"
 //	agent dies                      keeper and daemon go on; files that come over the network wait if the lane is lost, too, for the next agent (fuseSocket)
 //	mount ends                      daemon and keeper wait for the agent's last words, and end when it says so or is gone
 func FuseKeeperMain(log *slog.Logger) error {
+	if len(os.Args) != 3 {
+		return errors.New("the FUSE daemon's keeper is started by the agent, not by hand")
+	}
+	raiseFiles() // the daemon's limit, which it may not raise itself
+	if err := confine.Stage(fuseLimits(os.Args[2])); err != nil {
+		return err
+	}
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE) // a terminal's signals are the agent's business
 	unix.CloseOnExec(3)
 	agent, err := fdpass.New(os.NewFile(3, "control"))

@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -100,6 +101,9 @@ func (v *View) Wait() error { return v.cmd.Wait() }
 
 // SourceMain is the process: it carries one migration out, tells its view, and answers on a control socket.
 func SourceMain(log *slog.Logger) error {
+	if err := confine.Stage(sourceLimits()); err != nil {
+		return err
+	}
 	unix.CloseOnExec(3)
 	if len(os.Args) > 2 && os.Args[2] == resumeArg {
 		return resumeMain(log)

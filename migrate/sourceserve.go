@@ -27,6 +27,7 @@ func (s *Source) whileServing(ctx context.Context) error {
 
 // serveOn serves until the tree has ended. Without a session it makes one.
 func (s *Source) serveOn(ctx context.Context) error {
+	s.confineServing()
 	wait, born := backoffMin, time.Now()
 	for {
 		if s.sess == nil {

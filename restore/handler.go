@@ -64,18 +64,11 @@ func HandlerMain() {
 	os.Exit(0)
 }
 
-// stageConfined is os.Args[2] of a handler that has dropped its capabilities.
-const stageConfined = "confined"
-
 // confineSelf leaves the handler, which reads from the network, no more than it needs: its threads' priority and the certificates, which are
 // read again at each handshake. It makes no socket, file or process: all comes from the agent.
 func confineSelf() error {
-	if len(os.Args) < 3 || os.Args[2] != stageConfined {
-		err := confine.Drop(unix.CAP_SYS_NICE, unix.CAP_DAC_READ_SEARCH)
-		if err == nil {
-			err = unix.Exec("/proc/self/exe", []string{os.Args[0], HandlerArg, stageConfined}, os.Environ())
-		}
-		return fmt.Errorf("confine handler: %w", err)
+	if err := confine.Stage(confine.Limits{Keep: []int{unix.CAP_SYS_NICE, unix.CAP_DAC_READ_SEARCH}}); err != nil {
+		return err
 	}
 	if err := confine.Syscalls(confine.Runtime(os.Getpid())...); err != nil {
 		return fmt.Errorf("confine handler: %w", err)

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -92,7 +93,7 @@ func (h *Handler) spawn(ctx context.Context) (*exec.Cmd, *fdpass.Socket, error) 
 	defer theirs.Close()
 	defer guardians.Close()
 	cmd := &exec.Cmd{
-		Path: h.c.o.Exe, Args: []string{"lazymig", HandlerArg}, Env: []string{"PATH=" + os.Getenv("PATH")},
+		Path: h.c.o.Exe, Args: []string{"lazymig", HandlerArg}, Env: []string{"PATH=" + os.Getenv("PATH"), confine.LoudEnv + "=" + os.Getenv(confine.LoudEnv)},
 		Stdout: h.c.o.Stderr, Stderr: h.c.o.Stderr, ExtraFiles: []*os.File{peer, theirs},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}

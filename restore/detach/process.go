@@ -14,19 +14,30 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
 )
 
 // Arg is the hidden subcommand that runs Main.
 const Arg = "switch"
 
+// keep is what a switch needs: to trace any process and its seccomp filter, to go where it is and to change its mounts, to open any file and bind any
+// name, to find the node of a socket, to hurry threads, and to send signals that were kept. Filters of system calls it can't have itself: who has one must not suspend another's.
+var keep = []int{
+	unix.CAP_SYS_PTRACE, unix.CAP_SYS_ADMIN, unix.CAP_SYS_CHROOT, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_CHOWN, unix.CAP_FOWNER,
+	unix.CAP_SYS_NICE, unix.CAP_KILL, unix.CAP_NET_ADMIN, unix.CAP_CHECKPOINT_RESTORE,
+}
+
 // Main is the process of an Apart: one switch. It asks who has started it to settle; from then on it needs nobody, and if nobody is there it finishes
 // alone. It holds nothing of the old file system, least of all its /dev/fuse, so it may wait for that. park, which may be nil, is called at points
 // of the switch, for tests: stopped, settled, open, pivot, commit, release, switched.
 func Main(log *slog.Logger, park func(point string)) error {
-	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE)              // it is over in a moment, and must come to its end
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000\n"), 0)               // allowed with CAP_SYS_RESOURCE only
 	_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 1 << 20, Max: 1 << 20}) // it opens all files of the tree; less works, too, for most
+	if err := confine.Stage(confine.Limits{Keep: keep}); err != nil {
+		return err
+	}
+	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGTERM, unix.SIGPIPE) // it is over in a moment, and must come to its end
 	unix.CloseOnExec(3)
 	sock, err := fdpass.New(os.NewFile(3, "control"))
 	if err != nil {

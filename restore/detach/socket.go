@@ -1,6 +1,7 @@
 package detach
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -43,8 +44,11 @@ func (s *survey) lookAtSocket(d *description, pidfd int) error {
 		s.stick("process %d has a socket (%d) with descriptors in it that nobody has taken", d.pid, d.fd)
 	}
 	node, err := unix.IoctlRetInt(fd, siocUnixFile)
+	if errors.Is(err, unix.ENOENT) {
+		return nil // it has no node
+	}
 	if err != nil {
-		return nil // it has no node (ENOENT)
+		return fmt.Errorf("find the node of a socket: %w", err) // CAP_NET_ADMIN is needed
 	}
 	defer unix.Close(node)
 	obj, err := s.object(fmt.Sprintf("/proc/self/fd/%d", node))
