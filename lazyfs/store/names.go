@@ -124,8 +124,9 @@ func (s *Store) wanted(o *object) map[string]*object {
 		case o.how == howExpand && o.leaves(name, x):
 		default:
 			w[name] = x
-			if x.isDir() && x.how == howNone {
+			if x.isDir() && (x.how == howNone || x.how == howExpand && x.only == "" && o.how == howMove) { // what was used before all comes, too
 				x.how = howMove
+				s.plan.changed[x] = struct{}{}
 				x.relist = true
 				s.dirty[x] = struct{}{}
 			}
