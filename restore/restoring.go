@@ -209,7 +209,11 @@ func (g *guardian) doFinish(m message) {
 		select {
 		case <-r.ready:
 		case <-r.done:
-			err = fmt.Errorf("criu failed after the release: %w", errors.Join(errEnded, r.err))
+			select {
+			case <-r.ready: // both: it was released before, for an agent that has died since
+			default:
+				err = fmt.Errorf("criu failed after the release: %w", errors.Join(errEnded, r.err))
+			}
 		}
 	}
 	g.answer(m, err, nil)
