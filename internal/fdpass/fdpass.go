@@ -3,9 +3,12 @@
 package fdpass
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,7 +26,8 @@ type Socket struct {
 	once sync.Once
 	oob  []byte // the receiver's
 
-	inThread bool // not in the runtime's poller
+	inThread bool         // not in the runtime's poller
+	short    atomic.Int64 // times that Recv has found no descriptor free
 }
 
 // Pair makes a connected pair: one end for this process, the other as a blocking file to hand to a child.
@@ -118,16 +122,50 @@ func (s *Socket) SendFDs(b []byte, fds ...int) error {
 
 // Recv receives one message and its descriptors (close-on-exec), which are the caller's. The peer's end gives io.EOF-like
 // length 0: ErrClosed.
+//
+// Where no descriptor is left for one that comes, the kernel would drop it, and with it what the peer relies on. So it is looked at first, and
+// waits in the socket until there is room. Not so for a socket that waits in its thread: descriptors come there at the start only.
 func (s *Socket) Recv(buf []byte) (int, []*os.File, error) {
+	if s.inThread {
+		n, oobn, flags, err := s.recvmsg(buf, s.oob, 0)
+		if err != nil {
+			return 0, nil, err
+		}
+		return received(n, s.oob[:oobn], flags)
+	}
+	for {
+		n, oobn, flags, err := s.recvmsg(buf, s.oob, unix.MSG_PEEK)
+		if err != nil {
+			return 0, nil, err
+		}
+		n, files, err := received(n, s.oob[:oobn], flags)
+		if errors.Is(err, errShort) {
+			s.short.Add(1)
+			time.Sleep(shortPause) //nolint:forbidigo // nothing tells when a descriptor is free
+			continue
+		}
+		if errors.Is(err, ErrClosed) {
+			return 0, nil, err
+		}
+		if _, _, _, terr := s.recvmsg(buf[:min(len(buf), 1)], nil, 0); terr != nil { // off the queue; its descriptors are here
+			CloseAll(files)
+			return 0, nil, terr
+		}
+		return n, files, err
+	}
+}
+
+const shortPause = 20 * time.Millisecond
+
+func (s *Socket) recvmsg(buf, oob []byte, how int) (n, oobn, flags int, err error) {
 	rc, err := s.f.SyscallConn()
 	if err != nil {
-		return 0, nil, err
+		return 0, 0, 0, err
 	}
-	var n, oobn, flags int
 	var rerr error
 	err = rc.Read(func(fd uintptr) bool {
 		for {
-			n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), buf, s.oob, unix.MSG_CMSG_CLOEXEC)
+			n, oobn, flags, _, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC|how)
 			if rerr != unix.EINTR {
 				return rerr != unix.EAGAIN
 			}
@@ -137,10 +175,13 @@ func (s *Socket) Recv(buf []byte) (int, []*os.File, error) {
 		err = rerr
 	}
 	if err != nil {
-		return 0, nil, fmt.Errorf("receive from peer process: %w", err)
+		err = fmt.Errorf("receive from peer process: %w", err)
 	}
-	return received(n, s.oob[:oobn], flags)
+	return n, oobn, flags, err
 }
+
+// errShort says that descriptors were dropped because this process may have no more.
+var errShort = fmt.Errorf("receive descriptors: %w", unix.EMFILE)
 
 // received is what recvmsg gave.
 func received(n int, oob []byte, flags int) (int, []*os.File, error) {
@@ -149,8 +190,12 @@ func received(n int, oob []byte, flags int) (int, []*os.File, error) {
 		return 0, nil, err
 	}
 	if flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		err := fmt.Errorf("receive from peer process: %w", unix.EMSGSIZE)
+		if flags&unix.MSG_CTRUNC != 0 && len(files) < MaxFiles {
+			err = errShort
+		}
 		CloseAll(files)
-		return 0, nil, fmt.Errorf("receive from peer process: %w", unix.EMSGSIZE)
+		return 0, nil, err
 	}
 	if n == 0 {
 		CloseAll(files)

@@ -3,6 +3,7 @@ package fdpass
 import (
 	"errors"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -91,5 +92,47 @@ func TestTryRecv(t *testing.T) {
 	}
 	if b.FD() < 0 {
 		t.Error("no descriptor")
+	}
+}
+
+// TestRecvShort: a descriptor that comes while this process may have no more is not lost.
+func TestRecvShort(t *testing.T) {
+	a, b := pair(t)
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer restore()
+	for _, m := range []string{"first", "second"} {
+		if err := a.Send([]byte(m), a.f, a.f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Send([]byte("third")); err != nil {
+		t.Fatal(err)
+	}
+	buf := make([]byte, 100)
+	for i, want := range []string{"first", "second", "third"} {
+		if i == 0 {
+			go func() {
+				for b.short.Load() == 0 {
+					runtime.Gosched()
+				}
+				restore()
+			}()
+		}
+		n, files, err := b.Recv(buf)
+		if err != nil || string(buf[:n]) != want || len(files) != 2 && want != "third" {
+			t.Errorf("got %q with %d descriptors, %v", buf[:n], len(files), err)
+		}
+		CloseAll(files)
 	}
 }
