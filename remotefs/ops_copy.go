@@ -166,7 +166,7 @@ func (s *Server) pathOf(n *node) (string, error) {
 	if !ok || rel == "" || len(rel) >= wire.MaxFilePath {
 		return "", fmt.Errorf("path of node %d: %w", n.id, unix.ENOENT)
 	}
-	fd, err := walk(root.fd, rel)
+	fd, err := s.walk(root.fd, rel)
 	if err != nil {
 		return "", fmt.Errorf("path of node %d: %w", n.id, unix.ENOENT)
 	}

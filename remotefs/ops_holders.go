@@ -98,7 +98,7 @@ func (s *Server) opRemove(r *request) error {
 	if err := r.end(); err != nil {
 		return err
 	}
-	fd, err := walk(r.node.fd, name)
+	fd, err := s.walk(r.node.fd, name)
 	if errors.Is(err, unix.ENOENT) { // as it shall be: a server before this one may have done it, and died
 		return nil
 	}

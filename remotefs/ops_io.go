@@ -92,7 +92,7 @@ func (s *Server) opCreate(r *request) error {
 	}
 	fd := -1
 	err = s.create(r.who, umask, func() error {
-		fd, err = retry(func() (int, error) {
+		fd, err = s.newFD(func() (int, error) {
 			return unix.Openat(r.node.fd, name, keep|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW, mode&0o7777)
 		})
 		return err
@@ -141,7 +141,9 @@ func (s *Server) opTmpfile(r *request) error {
 	}
 	fd := -1
 	err := s.create(r.who, umask, func() (err error) {
-		fd, err = unix.Openat(r.node.fd, ".", flags&(keptFlags|unix.O_EXCL)|unix.O_TMPFILE|unix.O_CLOEXEC, mode&0o7777)
+		fd, err = s.newFD(func() (int, error) {
+			return unix.Openat(r.node.fd, ".", flags&(keptFlags|unix.O_EXCL)|unix.O_TMPFILE|unix.O_CLOEXEC, mode&0o7777)
+		})
 		return err
 	})
 	if err != nil {

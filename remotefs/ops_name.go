@@ -46,14 +46,14 @@ func (r *request) dirAndName() (string, error) {
 }
 
 // walk opens what is below dir, whatever it is, and follows nothing.
-func walk(dir int, rel string) (int, error) {
+func (s *Server) walk(dir int, rel string) (int, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
 	}
 	for {
-		fd, err := unix.Openat2(dir, rel, &how)
-		if err != unix.EINTR && err != unix.EAGAIN { // EAGAIN: a rename or mount somewhere raced with it
+		fd, err := s.newFD(func() (int, error) { return unix.Openat2(dir, rel, &how) })
+		if !errors.Is(err, unix.EAGAIN) { // EAGAIN: a rename or mount somewhere raced with it
 			return fd, err
 		}
 	}
@@ -61,7 +61,7 @@ func walk(dir int, rel string) (int, error) {
 
 // lookup makes a node of a name.
 func (s *Server) lookup(r *request, dir *node, name string) (wire.FileEntry, error) {
-	fd, err := walk(dir.fd, name)
+	fd, err := s.walk(dir.fd, name)
 	if err != nil {
 		return wire.FileEntry{}, fmt.Errorf("%q: %w", name, err)
 	}

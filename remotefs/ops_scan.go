@@ -29,7 +29,7 @@ func (s *Server) opScan(r *request) error {
 	if rel == "" {
 		rel = "."
 	}
-	p, err := walk(r.node.fd, rel)
+	p, err := s.walk(r.node.fd, rel)
 	if err != nil {
 		return fmt.Errorf("%q: %w", rel, err)
 	}
@@ -98,7 +98,7 @@ func (s *Server) namesOf(p int) ([]string, error) {
 }
 
 func (s *Server) scanOne(dir int, name string, contents bool) (x wire.FileScanned, err error) {
-	fd, err := walk(dir, name)
+	fd, err := s.walk(dir, name)
 	if err != nil {
 		return x, err
 	}

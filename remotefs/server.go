@@ -62,6 +62,8 @@ type Server struct {
 	sess session
 	seed seeding
 
+	short chan struct{} // those that wait for a descriptor
+
 	writers func([]FileID) (map[FileID]string, error)
 	budget  *budget.Budget
 
@@ -98,7 +100,7 @@ func newServer(o ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open /proc/self/fd: %w", err)
 	}
-	s := &Server{log: o.Log, proc: proc, writers: o.Writers, budget: o.Budget, conns: map[*wire.Conn]struct{}{}, seed: seeding{frozen: make(chan struct{}), closed: make(chan struct{}), opened: map[wire.FileOpened]int{}}, tab: table{
+	s := &Server{log: o.Log, proc: proc, writers: o.Writers, budget: o.Budget, conns: map[*wire.Conn]struct{}{}, short: make(chan struct{}, mostShort), seed: seeding{frozen: make(chan struct{}), closed: make(chan struct{}), opened: map[wire.FileOpened]int{}}, tab: table{
 		nodes: map[uint64]*node{}, byKey: map[key]*node{}, handles: map[uint64]*handle{}, devs: map[uint64]*fsInfo{},
 	}}
 	if s.cred, err = newCredPool(credThreads, o.Groups); err != nil {
@@ -343,7 +345,7 @@ func (s *Server) path(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd
 
 // reopen opens the very file behind fd again.
 func (s *Server) reopen(fd, flags int) (int, error) {
-	return retry(func() (int, error) { return unix.Openat(s.proc, strconv.Itoa(fd), flags|unix.O_CLOEXEC, 0) })
+	return s.newFD(func() (int, error) { return unix.Openat(s.proc, strconv.Itoa(fd), flags|unix.O_CLOEXEC, 0) })
 }
 
 func retry(fn func() (int, error)) (int, error) {
