@@ -220,8 +220,13 @@ func (d *Dump) abort() error {
 		if kerr := d.keeper.end(keeperMessage{Done: true}); kerr != nil {
 			d.log.Warn("tell keeper that all is undone", "err", kerr) // it may have been killed; nothing is left for it
 		}
-	} else if d.keeper != nil { // let it try as well: its input ends without a word
-		d.keeper.in.Close()
+	} else if d.keeper != nil { // this process may be short of descriptors, for example, which a new one has
+		kerr := d.keeper.leave()
+		if kerr == nil {
+			d.log.Warn("the keeper has undone what this process could not", "err", err)
+			return nil
+		}
+		err = errors.Join(err, kerr)
 	}
 	if err != nil {
 		return fmt.Errorf("abort dump of process %d: %w", d.o.PID, err)

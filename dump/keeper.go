@@ -106,6 +106,21 @@ func (k *keeper) end(m keeperMessage) error {
 	return k.err
 }
 
+// leave lets the keeper undo what it can, and waits: nil says that all has been undone.
+func (k *keeper) leave() error {
+	k.once.Do(func() {
+		k.in.Close()
+		k.outRaw.Close()
+		if k.err = k.cmd.Wait(); k.err != nil {
+			k.err = fmt.Errorf("the keeper could not undo it either: %w", k.err)
+		}
+	})
+	return k.err
+}
+
+// keeperFroze is the exit code of a keeper that has left all as it was: the tree may have been given away.
+const keeperFroze = 3
+
 // KeeperMain is the hidden subcommand: it learns on standard input what has to be undone, and undoes it when its input
 // ends without a word. Returns the exit code.
 func KeeperMain([]string) int {
@@ -145,7 +160,7 @@ func KeeperMain([]string) int {
 	if state.Record != "" {
 		b, err := os.ReadFile(state.Record)
 		if err == nil && bytes.Contains(b, []byte(state.Mark)) || err != nil && !errors.Is(err, os.ErrNotExist) {
-			return 0 // granted, or not known: never thaw
+			return keeperFroze // granted, or not known: never thaw
 		}
 	}
 	if err := rescue(state, mnt, h); err != nil {

@@ -71,3 +71,34 @@ func (c *counter) Write(b []byte) (int, error) {
 	}
 	return len(b), nil
 }
+
+// TestAbortShort leaves the dumping process without a descriptor: its keeper, which has its own, undoes all.
+func TestAbortShort(t *testing.T) {
+	need(t)
+	c := startChecker(t, 16, 2, 1, nil)
+	before := c.cgroups()
+	o := options(t, c)
+	d := prepare(t, o)
+	if _, err := d.Freeze(testContext(t)); err != nil {
+		t.Fatal(err)
+	}
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: old.Max}); err != nil {
+		t.Fatal(err)
+	}
+	err := d.Abort()
+	if e := unix.Setrlimit(unix.RLIMIT_NOFILE, &old); e != nil {
+		t.Fatal(e)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.runs()
+	c.clean(before, o.ID)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
