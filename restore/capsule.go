@@ -256,7 +256,7 @@ func (c *Capsule) killGuardian(ctx context.Context) error {
 	}
 }
 
-// Close is Kill, and removes what is left: cgroups and directories. May be called more than once.
+// Close is Kill, and removes what is left: cgroups and directories. May be called more than once; after an error it goes on.
 func (c *Capsule) Close() error {
 	if err := c.Kill(); err != nil {
 		return err
@@ -265,14 +265,13 @@ func (c *Capsule) Close() error {
 	done := c.closed
 	c.closed = true
 	c.mu.Unlock()
-	if done {
-		return nil
+	if !done {
+		if c.ctl != nil {
+			c.ctl.Close()
+		}
+		c.readers.Wait()
+		c.events.close()
 	}
-	if c.ctl != nil {
-		c.ctl.Close()
-	}
-	c.readers.Wait()
-	c.events.close()
 	var errs []error
 	if c.groups != nil {
 		errs = append(errs, c.groups.remove())

@@ -172,7 +172,6 @@ func waitEmpty(ctx context.Context, dir string) error {
 
 // remove removes what is there. A cgroup whose last task has just been reaped may be busy for a moment.
 func (g *cgroups) remove() error {
-	defer g.closeMount()
 	var errs []error
 	for _, d := range []string{g.dir(treeGroup), g.dir(guardianGroup), g.top} {
 		var err error
@@ -185,6 +184,9 @@ func (g *cgroups) remove() error {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", d, err))
 		}
+	}
+	if len(errs) == 0 {
+		g.closeMount()
 	}
 	return errors.Join(errs...)
 }
