@@ -22,7 +22,7 @@ var layers = [][]string{
 	{"dump", "restore", "lazyfs/store"},
 	{"lazyfs", "pagesrv", "remotefs", "preflight", "restore/memory", "restore/detach", "lab"},
 	{"images", "keys", "internal/criu", "internal/sqlite", "internal/kerneltest"},
-	{"setup", "wire", "internal/fdpass", "internal/pagemap", "internal/urgent", "internal/lograte", "internal/confine", "internal/budget"},
+	{"setup", "wire", "internal/fdpass", "internal/pagemap", "internal/urgent", "internal/lograte", "internal/confine", "internal/budget", "internal/park"},
 }
 
 // beside are imports within a layer that are meant.

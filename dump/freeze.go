@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/images"
+	"github.com/lazymig/lazymig/internal/park"
 )
 
 // Freeze freezes the tree and makes the images. On an error all has been undone as by Abort: the tree runs.
@@ -84,6 +85,7 @@ func (d *Dump) freeze(ctx context.Context) (*Result, error) {
 		d.o.hooks.beforeAck(d.worker.PID())
 	}
 	stage("bound")
+	park.At(d.log, "dump")
 	close(d.release)
 	select {
 	case <-d.complete:

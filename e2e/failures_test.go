@@ -9,7 +9,7 @@ import (
 	"github.com/lazymig/lazymig/keys"
 )
 
-// gate is a file that nobody makes unless a test opens it (see migrate's park).
+// gate is a file that nobody makes unless a test opens it (see package internal/park).
 const gate = "/tmp/gate"
 
 // runsOn demands that a migration failed and the tree runs on the source as before, and that nothing is left on the target.

@@ -130,7 +130,6 @@ func TestSourceKilledAsked(t *testing.T) {
 // killAgent kills the agent of B, and nothing else of lazymig.
 func (r *rig) killAgent(ag *agent) {
 	r.t.Helper()
-	ag.cmd.WaitDelay = time.Millisecond // capsule and daemon hold its stderr
 	r.sh(r.l.B, "pkill -KILL -f 'lazymig [a]gent'")
 	_ = ag.cmd.Wait() // killed
 }

@@ -4,10 +4,12 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -61,7 +63,8 @@ type rig struct {
 	keys      string
 	dir       string // of test programs, seen on both hosts
 	agents    map[*lab.Host]*agent
-	sourceEnv []string // of lazymig migrate, for park
+	sourceEnv []string // of lazymig migrate, for package park
+	via       string   // where agents are reached, if not where they are
 }
 
 type agent struct {
@@ -121,8 +124,14 @@ func newRig(t *testing.T, programs ...string) *rig {
 // newHosts is newRig without an agent.
 func newHosts(t *testing.T, programs ...string) *rig {
 	t.Helper()
-	kerneltest.Need(t, kerneltest.Root, kerneltest.Userfaultfd, kerneltest.FUSE, kerneltest.CgroupFreezer, kerneltest.CRIU, kerneltest.TimeNS)
 	kerneltest.Leaks(t)
+	return makeHosts(t, programs...)
+}
+
+// makeHosts is newHosts for several tests at once, which look for leaks together.
+func makeHosts(t *testing.T, programs ...string) *rig {
+	t.Helper()
+	kerneltest.Need(t, kerneltest.Root, kerneltest.Userfaultfd, kerneltest.FUSE, kerneltest.CgroupFreezer, kerneltest.CRIU, kerneltest.TimeNS)
 	bin, err := built()
 	if err != nil {
 		t.Fatal(err)
@@ -199,13 +208,22 @@ func (r *rig) agentWith(h *lab.Host, env []string, args ...string) *agent {
 	args = append([]string{"agent", "--listen", h.Addr + ":" + agentPort, "--tls-dir", r.keys}, args...)
 	a.cmd = h.Command(context.Background(), r.lazymig, args...)
 	a.cmd.Env = append(append(lab.Env(), loud), env...)
-	a.cmd.Stderr = a.log
-	a.cmd.WaitDelay = 10 * time.Second // a capsule that outlives its agent holds stderr
+	logEnd, stderr, err := os.Pipe() // a capsule outlives its agent, and goes on writing
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	a.cmd.Stderr = stderr
 	out, err := a.cmd.StdoutPipe()
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	if err := a.cmd.Start(); err != nil {
+	err = a.cmd.Start()
+	stderr.Close()
+	go func() {
+		_, _ = io.Copy(a.log, logEnd) // up to the end of the last one
+		logEnd.Close()
+	}()
+	if err != nil {
 		r.t.Fatal(err)
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
@@ -292,7 +310,7 @@ type migration struct {
 // begin starts `lazymig migrate` on from.
 func (r *rig) begin(from, to *lab.Host, pid int, args ...string) *migration {
 	r.t.Helper()
-	args = append([]string{"migrate", "--json", "--pid", strconv.Itoa(pid), "--to", to.Addr + ":" + agentPort, "--tls-dir", r.keys}, args...)
+	args = append([]string{"migrate", "--json", "--pid", strconv.Itoa(pid), "--to", cmp.Or(r.via, to.Addr+":"+agentPort), "--tls-dir", r.keys}, args...)
 	if !slices.Contains(args, "--until") {
 		args = append(args, "--until", "drained")
 	}

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,7 +23,11 @@ type witness struct {
 
 	mu    sync.Mutex
 	step  uint64 // newest
-	on    string // host that made it
+	at    time.Time
+	pause time.Duration // longest between two steps
+	lines uint64        // what the last word said
+	end   bool          // there was a last word
+	on    string        // host that made it
 	steps map[string]int
 	bad   error // the first step that must not be
 }
@@ -89,36 +95,60 @@ func (w *witness) open(r *rig) error {
 
 func (w *witness) listen() {
 	defer close(w.done)
-	b := make([]byte, 64)
+	b := make([]byte, 512)
 	for {
 		n, from, err := w.conn.ReadFromUDP(b)
 		if err != nil {
 			return
 		}
-		if n != 16 {
+		if n < 16 {
 			continue
 		}
-		w.hear(binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), from.IP.To4())
+		what, _, _ := bytes.Cut(b[16:n], []byte{0})
+		w.hear(binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]), string(what), from.IP.To4())
 		_, _ = w.conn.WriteToUDP(b[:8], from) // lost: it is said again
 	}
 }
 
 // hear takes one step: the same again (its answer was lost), or the next. Never one from A when B has run.
-func (w *witness) hear(step, wrong uint64, from net.IP) {
+func (w *witness) hear(step, wrong uint64, what string, from net.IP) {
 	on := map[byte]string{1: "A", 2: "B"}[from[2]]
+	const last = 1 << 62 // with it comes the number of lines (testdata/steps.c)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.steps[on]++
+	if step&last != 0 {
+		w.lines, w.end = step&^last, true
+		step = w.step
+	}
 	switch {
 	case w.bad != nil:
 	case wrong != 0:
-		w.bad = fmt.Errorf("at step %d %d pages were wrong on %s", step, wrong, on)
+		w.bad = fmt.Errorf("at step %d %d pages or files were wrong on %s: %s", step, wrong, on, what)
 	case on == "A" && w.on == "B":
 		w.bad = fmt.Errorf("two runners: step %d on A after step %d on B", step, w.step)
 	case step != w.step && step != w.step+1:
 		w.bad = fmt.Errorf("step %d on %s follows step %d on %s", step, on, w.step, w.on)
 	}
-	w.step, w.on = step, on
+	now := time.Now()
+	if w.step != 0 {
+		w.pause = max(w.pause, now.Sub(w.at))
+	}
+	w.step, w.on, w.at = step, on, now
+}
+
+// longest is the longest pause between two steps.
+func (w *witness) longest() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.pause
+}
+
+// lastWord is how many lines the program has written, once it has ended.
+func (w *witness) lastWord() (lines uint64, said bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.lines, w.end
 }
 
 // last is the newest step, and where it was made.

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/lazymig/lazymig/internal/park"
 	"github.com/lazymig/lazymig/lazyfs/store"
 	"github.com/lazymig/lazymig/restore/detach"
 	"github.com/lazymig/lazymig/wire"
@@ -192,7 +193,7 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 	if err != nil {
 		return nil, err
 	}
-	park(t.log, "switched")
+	park.At(t.log, "switched")
 	return m, t.endHelpers(m)
 }
 
@@ -205,7 +206,7 @@ func (t *Target) switchOver(ctx context.Context, dev uint64) (*detachedMsg, erro
 		if err != nil {
 			return nil, err
 		}
-		park(t.log, "detach")
+		park.At(t.log, "detach")
 		stuck, err := detach.Look(detach.Options{Tasks: t.capsule.Tasks, MountNS: t.capsule.PID(), Dev: dev})
 		if err == nil && len(stuck) > 0 {
 			err = &detach.Stuck{Reasons: stuck}
@@ -248,15 +249,13 @@ func (t *Target) filesReady(ctx context.Context, tasks func() ([]int, error)) er
 			}
 		}
 	}
-	if err := t.fuse.storeMove(ctx, w); err != nil {
-		return err
-	}
 	var noted time.Time
-	for {
-		st, err := t.fuse.storeStatus(ctx)
+	for told := uint64(0); ; {
+		st, err := t.filesStand(ctx, w, &told)
 		if err != nil {
 			return err
 		}
+		park.At(t.log, "files")
 		select {
 		case t.detach.files <- &filesMsg{Here: st.Here, Left: st.Partly + st.Forwarded, Size: st.Left}:
 		default: // the one before has not been told
@@ -274,6 +273,31 @@ func (t *Target) filesReady(ctx context.Context, tasks func() ([]int, error)) er
 		case <-time.After(lookEvery):
 		case <-ctx.Done():
 			return context.Cause(ctx)
+		}
+	}
+}
+
+// filesStand says how far the files are. A FUSE daemon that follows another knows nothing of the store: each is told once what shall move; told is the last
+// one's number.
+func (t *Target) filesStand(ctx context.Context, w store.Want, told *uint64) (store.Status, error) {
+	for {
+		var st store.Status
+		var err error
+		if n := t.fuse.number(); n != *told {
+			if err = t.fuse.storeMove(ctx, w); err == nil {
+				*told = n
+			}
+		}
+		if err == nil {
+			st, err = t.fuse.storeStatus(ctx)
+		}
+		if !errors.Is(err, errDaemonDied) {
+			return st, err
+		}
+		select {
+		case <-time.After(lookEvery):
+		case <-ctx.Done():
+			return st, context.Cause(ctx)
 		}
 	}
 }
@@ -358,7 +382,7 @@ func (t *Target) endHelpers(m *detachedMsg) error {
 	if rerr := os.RemoveAll(t.tmp); rerr != nil {
 		err = errors.Join(err, fmt.Errorf("remove images: %w", rerr))
 	}
-	park(t.log, "left")
+	park.At(t.log, "left")
 	return err
 }
 

@@ -40,8 +40,9 @@ type fuseDaemon struct {
 
 	replaced bool // another agent has the keeper now
 
-	asks  map[uint64]chan storeMsg // questions about the store without an answer
-	asked uint64
+	asks     map[uint64]chan storeMsg // questions about the store without an answer
+	asked    uint64
+	followed uint64 // daemons that have died
 }
 
 func newFuseDaemon(exe string, cfg fuseConfig, onLost func(), log *slog.Logger) *fuseDaemon {

@@ -108,6 +108,9 @@ func (d *fuseDaemon) askStore(ctx context.Context, q storeMsg, result any) error
 
 // read takes the result out of an answer.
 func (a *storeMsg) read(do string, result any) error {
+	if a.Error == errDaemonDied.Error() {
+		return errDaemonDied
+	}
 	if a.Error != "" {
 		return errors.New(a.Error)
 	}
@@ -138,12 +141,22 @@ func (d *fuseDaemon) storeAnswer(a *storeMsg) {
 	}
 }
 
+var errDaemonDied = errors.New("the FUSE daemon has died, and another has taken its place: ask again from the beginning")
+
+// number tells one daemon from those that follow it, from 1 on.
+func (d *fuseDaemon) number() uint64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.followed + 1
+}
+
 // storeLost tells all who asked that the daemon which would have answered is dead. The next one knows nothing of the store.
 func (d *fuseDaemon) storeLost() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.followed++
 	for n, c := range d.asks {
-		c <- storeMsg{Error: "the FUSE daemon has died, and another has taken its place: ask again from the beginning"} // has room
+		c <- storeMsg{Error: errDaemonDied.Error()} // has room
 		delete(d.asks, n)
 	}
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/lazymig/lazymig/dump"
 	"github.com/lazymig/lazymig/internal/budget"
+	"github.com/lazymig/lazymig/internal/park"
 	"github.com/lazymig/lazymig/pagesrv"
 	"github.com/lazymig/lazymig/preflight"
 	"github.com/lazymig/lazymig/remotefs"
@@ -252,7 +253,7 @@ func (s *Source) commit() error {
 	if err := s.dump.Check(); err != nil {
 		return err
 	}
-	park(s.log, "grant")
+	park.At(s.log, "grant")
 	if err := s.enter(Granted, ""); err != nil { // the keeper reads it there: from now on it does not thaw
 		return err
 	}
@@ -281,6 +282,7 @@ func (s *Source) freeze(ctx context.Context) error {
 	if err := s.servePages(); err != nil {
 		return err
 	}
+	park.At(s.log, "frozen")
 	s.event(Event{Event: "frozen"})
 	return s.enter(Frozen, "")
 }

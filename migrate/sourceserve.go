@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"time"
 
+	"github.com/lazymig/lazymig/internal/park"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -16,7 +17,7 @@ func (s *Source) whileServing(ctx context.Context) error {
 	s.lanes.redial = true
 	s.startRelay()
 	s.sess.carry(s.relay)
-	park(s.log, "granted")
+	park.At(s.log, "granted")
 	if err := s.sess.send(wire.MsgGrant, nil); err != nil {
 		s.log.Warn("send grant; it is said again", "err", err)
 	}
@@ -242,7 +243,7 @@ func (s *Source) drained(m progressMsg) {
 		s.notice("descriptors of the tree: %v", err)
 	}
 	s.holdOn(files)
-	park(s.log, "hold")
+	park.At(s.log, "hold")
 	if err := s.dump.KillTree(); err != nil {
 		s.notice("the frozen tree could not be killed: %v; it never runs again, but its memory is not free", err)
 	}
@@ -252,6 +253,7 @@ func (s *Source) drained(m progressMsg) {
 	if err := retake(locks); err != nil {
 		s.notice("%v", err)
 	}
+	park.At(s.log, "drained")
 	s.note(Drained, "")
 	s.times.DrainMS = ms(time.Since(s.grant)) - s.times.GrantMS
 	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US = m.Faults, m.FaultP50US, m.FaultP99US

@@ -12,12 +12,13 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/park"
 	"github.com/lazymig/lazymig/restore/detach"
 )
 
 // SwitchMain is the hidden subcommand detach.Arg: the process that puts a tree on its files. It may be parked at switch-POINT.
 func SwitchMain(log *slog.Logger) error {
-	return detach.Main(log.With("process", detach.Arg), func(point string) { park(log, "switch-"+point) })
+	return detach.Main(log.With("process", detach.Arg), func(point string) { park.At(log, "switch-"+point) })
 }
 
 // switchedName is in the record's directory from the moment when the tree is on its files to the record's "detached".

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/lazymig/lazymig/images"
+	"github.com/lazymig/lazymig/internal/park"
 	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/restore/detach"
 	"github.com/lazymig/lazymig/wire"
@@ -170,7 +171,7 @@ func (t *Target) giveUp(err error) error {
 	if t.keep {
 		return err
 	}
-	if cerr := t.cleanup(); cerr != nil { // what is held may live: only an agent that finds it dead may say so
+	if cerr := t.cleanUp(); cerr != nil { // what is held may live: only an agent that finds it dead may say so
 		return errors.Join(err, cerr)
 	}
 	if t.State().Handed() {
@@ -190,6 +191,7 @@ func (t *Target) untilGranted(ctx context.Context, s *session) error {
 	if err := t.prepare(ctx, s); err != nil {
 		return err
 	}
+	park.At(t.log, "prepare")
 	if err := s.send(wire.MsgPrepared, nil); err != nil {
 		return fmt.Errorf("say prepared: %w", err)
 	}
@@ -229,7 +231,7 @@ func (t *Target) beforeGrant(ctx context.Context, s *session, f frame) (bool, er
 			if err := t.enter(Frozen, ""); err != nil {
 				return false, err
 			}
-			park(t.log, "images")
+			park.At(t.log, "images")
 		}
 		return false, t.sink.piece(f.p)
 	case wire.MsgRestore:
@@ -267,7 +269,7 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	for _, p := range early {
 		opt.Early = append(opt.Early, restore.EarlyPage{Task: p.Task, Addr: p.Addr, Data: p.Data})
 	}
-	park(t.log, "restore")
+	park.At(t.log, "restore")
 	if err := t.beforeGrantAside(ctx, s, func(ctx context.Context) error {
 		if err := t.fuse.awaitClosed(ctx, t.fuse.frozen); err != nil {
 			return err
@@ -291,7 +293,7 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 		return false, err
 	}
 	t.stdio.stay()
-	park(t.log, "asked")
+	park.At(t.log, "asked")
 	if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: t.restoreMS}); err != nil {
 		t.log.Warn("ask for the grant", "err", err) // asked again on the next connection
 	}
@@ -317,7 +319,7 @@ func (t *Target) letGo(ctx context.Context) error {
 			return err
 		}
 	}
-	park(t.log, "letgo")
+	park.At(t.log, "letgo")
 	return t.afterGrantAside(func() error {
 		if err := t.capsule.Finish(ctx); err != nil { // while changes are still kept here: criu removes what it made
 			return err

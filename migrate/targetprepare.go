@@ -122,6 +122,30 @@ func tmpfsDir(id wire.ID) (string, error) {
 	return "", errors.New("no tmpfs for images at /run, /dev/shm or /tmp: mount one")
 }
 
+const cleanAgain = time.Second
+
+// cleanUp is cleanup until nothing is left: what keeps it from that (no descriptor is left, say) may pass. If the agent ends before, the next one
+// sweeps.
+func (t *Target) cleanUp() error {
+	for {
+		err := t.cleanup()
+		if err == nil || t.keep {
+			return err
+		}
+		again := time.After(cleanAgain)
+		for waiting := true; waiting; {
+			select {
+			case s := <-t.sessions: // a source that asks how it stands: later
+				s.close()
+			case <-again:
+				waiting = false
+			case <-t.stop:
+				return err
+			}
+		}
+	}
+}
+
 // cleanup leaves nothing behind but the record.
 func (t *Target) cleanup() error {
 	t.stopDetach()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/lazymig/lazymig/internal/park"
 	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -104,6 +105,7 @@ func (t *Target) greet(s *session) {
 // whileRunning is resumed … ended: the tree runs here, whatever happens to the connection.
 func (t *Target) whileRunning() error {
 	if t.State() == Granted {
+		park.At(t.log, "resumed")
 		if err := t.enter(Resumed, ""); err != nil {
 			t.log.Error("the tree runs, but that could not be recorded", "err", err)
 		}
@@ -112,7 +114,7 @@ func (t *Target) whileRunning() error {
 	t.stdio.start()
 	t.sourceIs(t.cur != nil)
 	t.tell(wire.MsgResumed, t.resumed)
-	park(t.log, "drain")
+	park.At(t.log, "drain")
 	if t.State() == Drained {
 		t.startDetach() // which an agent before this one has not come to
 	}
@@ -139,6 +141,7 @@ func (t *Target) event(e restore.Event) {
 		if t.State() == Drained { // an agent before this one was told, too
 			return
 		}
+		park.At(t.log, "full")
 		if err := t.enter(Drained, ""); err != nil {
 			t.log.Error("record drained", "err", err)
 		}
@@ -175,7 +178,7 @@ func (t *Target) ended() error {
 		t.exited = &exitedMsg{Status: -1}
 	}
 	t.exited.Cores = t.cores
-	_ = t.cleanup()     // told there; the tree has ended
+	_ = t.cleanUp()     // told there; the tree has ended
 	if !t.source.lost { // nobody would take it
 		t.flushStdio()
 	}

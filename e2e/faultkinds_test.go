@@ -1,0 +1,243 @@
+package e2e
+
+import (
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/lab"
+)
+
+// fault is something that happens while a migration is held at a point.
+type fault struct {
+	name    string
+	at      []string           // names of points; nil: all
+	want    func(point) string // how it ends
+	proxied bool               // the source reaches the agent through a proxy
+	streams bool               // standard output is carried
+	do      func(f *faulty)
+	then    func(f *faulty) // after the point: waits until the fault has had its effect, and mends
+}
+
+var faults = slices.Concat(kills, cuts, stalls, shortages)
+
+var kills = []fault{
+	{name: "nothing", want: ends(onB, nil), do: func(*faulty) {}},
+	{name: "kill CLI", want: ends(onA, own(either, "asked", "grant")), do: func(f *faulty) { f.kill(cliPart) }},
+	{name: "kill source", want: ends(onA, nil), do: func(f *faulty) { f.kill(sourcePart) }},
+	{name: "kill CLI and source", want: ends(onA, nil), do: func(f *faulty) { f.kill(cliPart, sourcePart) }},
+	{name: "kill warden", want: ends(either, nil), do: func(f *faulty) { f.kill(wardenPart) }},
+	{name: "kill keeper", at: between("prepare", "grant"), want: ends(onB, nil), do: func(f *faulty) { f.kill(keeperPart) }},
+	{name: "kill agent", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.kill(agentPart) }},
+	{name: "kill handler", want: ends(either, nil), do: func(f *faulty) { f.kill(handlerPart) }},
+	{name: "kill guardian", at: slices.Concat(between("prepare", "restore"), between("grant", "switched")), want: func(p point) string {
+		switch {
+		case p.name == "grant": // the source gives away what is no more
+			return waits
+		case p.handed:
+			return gone
+		}
+		return onA
+	}, do: func(f *faulty) { f.kill(guardianPart) }},
+	{name: "kill FUSE daemon", want: ends(onA, own(onB, "asked", "grant")), do: func(f *faulty) { f.kill(fuseDaemonPart) }},
+	{name: "kill FUSE keeper", want: ends(either, own(onB, "asked", "grant")), do: func(f *faulty) { f.kill(fuseKeeperPart) }},
+	{name: "kill agent, handler and FUSE daemon", at: between("asked", "switched"), want: ends(onA, own(onB, "grant")), do: func(f *faulty) {
+		f.kill(agentPart, handlerPart, fuseDaemonPart)
+	}},
+	{name: "kill carrier", at: between("restore", "drained"), streams: true, want: ends(either, nil), do: func(f *faulty) {
+		f.kill(carrierPart)
+		f.noStreams = true
+	}},
+	{name: "kill CRIU", at: between("prepare", "letgo"), want: func(p point) string {
+		if p.handed || p.name == "grant" || p.name == "asked" {
+			return frozen
+		}
+		return onA
+	}, do: func(f *faulty) {
+		if f.p.name == "dump" {
+			f.kill(part{true, criuPattern})
+		} else {
+			f.kill(part{false, criuPattern})
+		}
+	}},
+}
+
+var cuts = []fault{
+	{name: "reset", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.sh(f.r.l.A, "ss -K dst "+f.r.l.B.Addr+" >/dev/null") }},
+	{name: "blink", want: ends(onB, nil), do: func(f *faulty) { f.link("down"); f.link("up") }},
+	{name: "link down", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.link("down") }, then: func(f *faulty) { f.noticed(); f.link("up") }},
+	{name: "silence", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.silent(f.r.l.A, f.r.l.B) }, then: func(f *faulty) { f.noticed(); f.loud(f.r.l.A, f.r.l.B) }},
+	{name: "silence of A", want: ends(either, own(onB, "grant")), do: func(f *faulty) { f.silent(f.r.l.A) }, then: func(f *faulty) { f.noticed(); f.loud(f.r.l.A) }},
+	{name: "silence of B", want: ends(either, own(onB, "grant")), do: func(f *faulty) { f.silent(f.r.l.B) }, then: func(f *faulty) { f.noticed(); f.loud(f.r.l.B) }},
+	{name: "A's messages lost", proxied: true, want: ends(either, own(onB, "grant")), do: func(f *faulty) { f.proxy.loseFrom(0) }, then: lost},
+	{name: "B's messages lost", proxied: true, want: ends(either, own(onB, "grant")), do: func(f *faulty) { f.proxy.loseFrom(1) }, then: lost},
+	{name: "reconnect before the end", proxied: true, want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.late = f.proxy.late() }, then: func(f *faulty) {
+		f.until("the next connection", f.late)
+	}},
+}
+
+// lost waits until messages were lost for sure: pings are among them.
+func lost(f *faulty) {
+	f.until("messages to be lost", func() bool { return f.proxy.loseEnd(3) })
+	f.proxy.loseEnd(0)
+}
+
+var stalls = []fault{
+	{name: "stall of the network", proxied: true, want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.proxy.stall() }, then: func(f *faulty) { f.noticed(); f.proxy.goOn() }},
+	{name: "stall of the agent", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.signal("STOP", agentPart) }, then: func(f *faulty) { f.noticed(); f.signal("CONT", agentPart) }},
+	{name: "stall of the source", want: ends(either, own(onB, "grant")), do: func(f *faulty) { f.signal("STOP", sourcePart) }, then: func(f *faulty) { f.noticed(); f.signal("CONT", sourcePart) }},
+}
+
+var shortages = []fault{
+	{name: "no room for A's records", want: ends(either, nil), do: func(f *faulty) { f.full(f.r.l.A, "/var/lib/lazymig") }, then: func(f *faulty) {
+		f.says("no space left on device")
+		f.roomy(f.r.l.A, "/var/lib/lazymig")
+	}},
+	{name: "no room for B's records and files", want: ends(either, nil), do: func(f *faulty) { f.full(f.r.l.B, "/var/lib/lazymig") }, then: func(f *faulty) {
+		f.says("no space left on device")
+		f.roomy(f.r.l.B, "/var/lib/lazymig")
+	}},
+	{name: "no room for images", at: at("prepare", "dump", "frozen", "images"), want: ends(onA, nil), do: func(f *faulty) { f.full(f.r.l.B, "/run") }, then: func(f *faulty) {
+		f.says("no space left on device")
+		f.roomy(f.r.l.B, "/run")
+	}},
+	{name: "agent without descriptors, reset", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.fewFiles(agentPart); f.sh(f.r.l.A, "ss -K dst "+f.r.l.B.Addr+" >/dev/null") }, then: func(f *faulty) {
+		f.says("too many open files")
+		f.manyFiles(agentPart)
+	}},
+	{name: "source without descriptors, reset", want: ends(onA, nil), do: func(f *faulty) { f.fewFiles(sourcePart); f.sh(f.r.l.A, "ss -K dst "+f.r.l.B.Addr+" >/dev/null") }, then: func(f *faulty) {
+		f.says("too many open files")
+		f.manyFiles(sourcePart)
+	}},
+	{name: "no memory for the tree", at: at("letgo", "resumed", "drain"), want: ends(onB, nil), do: func(f *faulty) { f.scarce() }, then: func(f *faulty) {
+		f.says("cannot allocate memory")
+		f.plenty()
+	}},
+}
+
+// part is a process of lazymig.
+type part struct {
+	a       bool   // on A, else on B
+	pattern string // of its command line
+}
+
+var (
+	cliPart        = part{true, "lazymig [m]igrate"}
+	sourcePart     = part{true, "lazymig [s]ource"}
+	wardenPart     = part{true, "lazymig [w]arden"}
+	keeperPart     = part{true, "lazymig [k]eeper"}
+	agentPart      = part{false, "lazymig [a]gent"}
+	handlerPart    = part{false, "lazymig [h]andler"}
+	guardianPart   = part{false, "lazymig [g]uardian"}
+	fuseDaemonPart = part{false, "lazymig [f]use-daemon"}
+	fuseKeeperPart = part{false, "lazymig [f]use-keeper"}
+	carrierPart    = part{false, "lazymig [c]arrier"}
+)
+
+const criuPattern = "[s]bin/criu swrk|[c]riu: (dump|restore)"
+
+func (f *faulty) host(p part) *lab.Host {
+	if p.a {
+		return f.r.l.A
+	}
+	return f.r.l.B
+}
+
+// signal signals a part, which must be there.
+func (f *faulty) signal(sig string, p part) {
+	f.r.t.Helper()
+	f.sh(f.host(p), "pkill -"+sig+" -f '"+p.pattern+"'")
+}
+
+// kill kills parts by kill -9, all that are on one host at once.
+func (f *faulty) kill(all ...part) {
+	f.r.t.Helper()
+	patterns := make([]string, len(all))
+	for i, p := range all {
+		patterns[i] = p.pattern
+	}
+	f.signal("KILL", part{all[0].a, strings.Join(patterns, "|")})
+	f.noAgent = f.noAgent || slices.Contains(all, agentPart)
+}
+
+func (f *faulty) sh(h *lab.Host, script string) string { f.r.t.Helper(); return f.r.sh(h, script) }
+
+func (f *faulty) link(how string) {
+	f.r.t.Helper()
+	change := f.r.l.CutLink
+	if how == "up" {
+		change = f.r.l.RestoreLink
+	}
+	if err := change(f.r.ctx); err != nil {
+		f.r.t.Fatal(err)
+	}
+}
+
+// silent throws away all that a host sends to the other; no packet, and no error, tells either.
+func (f *faulty) silent(all ...*lab.Host) {
+	for _, h := range all {
+		f.sh(h, "tc qdisc replace dev eth0 root pfifo limit 0")
+	}
+}
+
+func (f *faulty) loud(all ...*lab.Host) {
+	for _, h := range all {
+		f.sh(h, "tc qdisc del dev eth0 root")
+	}
+}
+
+// full leaves no room in a tmpfs, roomy gives it back.
+func (f *faulty) full(h *lab.Host, dir string) {
+	f.sh(h, "mount -o remount,size=$(($(df -k --output=used "+dir+" | tail -n 1)))k "+dir)
+}
+
+func (f *faulty) roomy(h *lab.Host, dir string) { f.sh(h, "mount -o remount,size=4g "+dir) }
+
+// fewFiles lets a part open no more files, manyFiles takes that back.
+func (f *faulty) fewFiles(p part) { f.limit(p, "3") }
+
+func (f *faulty) manyFiles(p part) { f.limit(p, "$(prlimit --pid $p --nofile -o HARD --noheadings)") }
+
+func (f *faulty) limit(p part, n string) {
+	f.sh(f.host(p), "for p in $(pgrep -f '"+p.pattern+"'); do prlimit --pid $p --nofile="+n+": || test ! -d /proc/$p; done")
+}
+
+// over says whether the command has ended.
+func (f *faulty) over() bool {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_PID, f.g.cmd.Process.Pid, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	return err != nil || info.Signo != 0
+}
+
+// quiet says that nobody serves the tree on A any more.
+func (f *faulty) quiet() bool {
+	return f.over() && f.sh(f.r.l.A, "pgrep -f '"+sourcePart.pattern+"'; true") == ""
+}
+
+// logs are what all of lazymig has said since the fault.
+func (f *faulty) logs() string {
+	a := f.sh(f.r.l.A, "cat /var/lib/lazymig/*.log 2>/dev/null; true")
+	b := f.agent.log.String()
+	return a[min(len(a), f.saidA):] + b[min(len(b), f.saidB):] + f.g.out.String()
+}
+
+func (f *faulty) until(what string, cond func() bool) {
+	f.r.t.Helper()
+	f.r.eventually(what+" ("+f.p.name+", "+f.x.name+")", func() bool { return cond() || f.quiet() })
+}
+
+// says waits until a part has met an error, or the migration is over without.
+func (f *faulty) says(text string) {
+	f.r.t.Helper()
+	f.until("somebody to say: "+text, func() bool { return f.over() || strings.Contains(f.logs(), text) })
+}
+
+// noticed waits until a side misses the other.
+func (f *faulty) noticed() {
+	f.r.t.Helper()
+	f.until("a side to miss the other", func() bool {
+		log := f.logs()
+		return slices.ContainsFunc([]string{"target is lost", "source is lost", "control connection", "given up"}, func(s string) bool { return strings.Contains(log, s) })
+	})
+}
