@@ -87,11 +87,14 @@ type plan struct {
 	begun   bool                 // the root has been looked at
 	fresh   bool                 // one has been made since the last round
 	waiting []goal               // for a survey
+	same    map[uint64]compared  // files that were found to be as the target's own, by node
 	names   int                  // that come unasked
 	bytes   int64
 }
 
-func (p *plan) init() { p.changed, p.bad = map[*object]struct{}{}, map[string]string{} }
+func (p *plan) init() {
+	p.changed, p.bad, p.same = map[*object]struct{}{}, map[string]string{}, map[uint64]compared{}
+}
 
 // decide works off the goals, and then what nobody has named. With pass.
 func (s *Store) decide(ctx context.Context) error {

@@ -364,14 +364,19 @@ func (s *Store) rename(ctx context.Context) error {
 	return s.missed(ctx)
 }
 
-// relist lists directories until there is none whose names have changed.
+// relist lists the directories whose names have changed, and those in them that are to come, each once: where compilers work names change faster than they can be
+// listed. What has changed since is for the next round.
 func (s *Store) relist(ctx context.Context) error {
+	listed := map[*object]how{}
 	for {
 		var dirs []*object
 		s.mu.Lock()
 		for o := range s.dirty {
 			if o.isDir() && o.relist && (o.how == howMove || o.how == howExpand) {
-				dirs = append(dirs, o)
+				if was, ok := listed[o]; !ok || was != o.how {
+					dirs = append(dirs, o)
+					listed[o] = o.how
+				}
 			}
 		}
 		s.mu.Unlock()

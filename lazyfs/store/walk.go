@@ -119,7 +119,7 @@ func (s *Store) below(ctx context.Context, g goal, p string, w walked) (ok bool,
 	if g.kind == goalOpen && !kernel {
 		a, err := s.o.Remote.GetAttr(ctx, g.node)
 		if err == nil {
-			ok, err = s.sameAsOurs(ctx, g.node, s.own(p), a.Mode&unix.S_IFMT, int64(a.Size))
+			ok, err = s.sameOnce(ctx, g.node, s.own(p), a)
 		}
 		switch {
 		case isGone(err):
