@@ -111,20 +111,3 @@ func (b *databases) recheck(pid int, id uint32) error {
 	}
 	return nil
 }
-
-// relock is just after the first instruction of the tree: what CRIU has lost can be taken again only by the processes themselves.
-func (t *Target) relock() {
-	if len(t.locks) == 0 {
-		return
-	}
-	began := time.Now()
-	pids, err := t.capsule.Tasks()
-	if err == nil {
-		err = detach.Relock(detach.ByCapsule(t.locks, pids))
-	}
-	if err != nil {
-		t.log.Error("POSIX locks on files that are mapped, too, are lost", "err", err)
-		return
-	}
-	t.log.Info("POSIX locks on files that are mapped, too, are taken again", "locks", len(t.locks), "ms", ms(time.Since(began)))
-}

@@ -12,7 +12,6 @@ import (
 
 	"github.com/lazymig/lazymig/dump"
 	"github.com/lazymig/lazymig/preflight"
-	"github.com/lazymig/lazymig/restore/detach"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -83,13 +82,11 @@ type targetGoing struct {
 	Msg       prepareMsg `json:"msg"`
 	Images    string     `json:"images"` // directory in memory
 	RestoreMS float64    `json:"restore_ms"`
-
-	Locks []detach.Lock `json:"locks,omitempty"` // to be taken again
 }
 
 // writeGoing is before the question.
 func (t *Target) writeGoing() error {
-	if err := writeState(filepath.Join(t.rec.Dir, "going"), targetGoing{Msg: t.msg, Images: t.tmp, RestoreMS: t.restoreMS, Locks: t.locks}); err != nil {
+	if err := writeState(filepath.Join(t.rec.Dir, "going"), targetGoing{Msg: t.msg, Images: t.tmp, RestoreMS: t.restoreMS}); err != nil {
 		return fmt.Errorf("write what the next agent would need: %w", err)
 	}
 	return nil

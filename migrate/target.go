@@ -12,7 +12,6 @@ import (
 	"github.com/lazymig/lazymig/images"
 	"github.com/lazymig/lazymig/internal/park"
 	"github.com/lazymig/lazymig/restore"
-	"github.com/lazymig/lazymig/restore/detach"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -42,7 +41,6 @@ type Target struct {
 	keep      bool               // the tree outlives this run
 	missing   map[wire.Lane]bool // lanes that have been asked for, or are to be
 	restoreMS float64
-	locks     []detach.Lock // that CRIU loses
 	source    sourceWatch
 	progress  progressMsg
 	cores     []string // dumped, and not whole
@@ -258,8 +256,7 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	if err != nil {
 		return false, err
 	}
-	opt := restore.RestoreOptions{Tasks: m.Tasks, TCPClose: m.TCPClose, ShellJob: m.ShellJob, Datagrams: len(t.msg.Datagrams) > 0, Fixups: fixups(m.Fixups), Databases: m.Databases}
-	t.locks = m.Locks
+	opt := restore.RestoreOptions{Tasks: m.Tasks, TCPClose: m.TCPClose, ShellJob: m.ShellJob, Datagrams: len(t.msg.Datagrams) > 0, Fixups: fixups(m.Fixups), Databases: m.Databases, Locks: m.Locks}
 	if err := t.openStdio(ctx, m.Stdio, s); err != nil {
 		return false, err
 	}
@@ -332,7 +329,6 @@ func (t *Target) letGo(ctx context.Context) error {
 			return fmt.Errorf("let the tree go: %w", err)
 		}
 		t.resumed = &resumedMsg{At: r.At.UnixNano(), PID: r.PID}
-		t.relock()
 		return nil
 	})
 }

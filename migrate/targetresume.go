@@ -51,7 +51,7 @@ func (a *Agent) found(ctx context.Context, k Known) (*Target, error) {
 		return nil, err
 	}
 	t := newTarget(a, k.ID, g.Msg, a.opt.Log.With("id", k.ID))
-	t.tmp, t.restoreMS, t.locks, t.state = g.Images, g.RestoreMS, g.Locks, k.Last().State
+	t.tmp, t.restoreMS, t.state = g.Images, g.RestoreMS, k.Last().State
 	rec, err := openRecord(k)
 	if err != nil {
 		return nil, err

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/restore/detach"
 	"github.com/lazymig/lazymig/restore/memory"
 )
 
@@ -47,6 +48,7 @@ type RestoreOptions struct { //nolint:revive // Options are the capsule's
 	Inherit []Inherit
 	// Databases are given their new numbers.
 	Databases []Database
+	Locks     []detach.Lock // that CRIU loses, with PIDs in the capsule: taken again just after the first instruction
 
 	TCPClose, ShellJob bool
 	Datagrams          bool // there are Options.Datagrams
@@ -61,6 +63,7 @@ type restoreConfig struct {
 	Early                                  []EarlyPage
 	Fixups                                 []Fixup
 	Databases                              []Database
+	Locks                                  []detach.Lock
 	Keys                                   []string // of the inherited files
 	TCPClose, ShellJob, Datagrams, NotLazy bool
 	LogLevel                               int
@@ -76,7 +79,7 @@ func (c *Capsule) Restore(ctx context.Context, o RestoreOptions) error {
 		return fmt.Errorf("restore: %d inherited files where %d are allowed", len(o.Inherit), maxInherit)
 	}
 	cfg := restoreConfig{
-		Tasks: o.Tasks, Early: o.Early, Fixups: o.Fixups, Databases: o.Databases,
+		Tasks: o.Tasks, Early: o.Early, Fixups: o.Fixups, Databases: o.Databases, Locks: o.Locks,
 		TCPClose: o.TCPClose, ShellJob: o.ShellJob, Datagrams: o.Datagrams, NotLazy: o.NotLazy, LogLevel: o.LogLevel,
 	}
 	files := []*os.File{nil}

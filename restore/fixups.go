@@ -43,9 +43,11 @@ func (f Fixup) apply() error {
 	return errors.Join(errs...)
 }
 
-// merge lets the process ask for KSM, as only it can. The tree runs: before that criu traces its root, which is no child of criu. If this
-// process dies meanwhile, so does the tree, as always. Nobody reaps yet: that would take the stops away from the tracer.
+// merge lets the process ask for KSM, as only it can.
 func (f Fixup) merge() error {
+	if !f.KSM {
+		return nil
+	}
 	_, err := detach.Call(int(f.TID), unix.SYS_PRCTL, unix.PR_SET_MEMORY_MERGE, 1, 0, 0, 0)
 	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("set PR_SET_MEMORY_MERGE, which it had: %w", err)

@@ -13,6 +13,7 @@ import (
 
 	"github.com/lazymig/lazymig/internal/criu"
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/restore/detach"
 	"github.com/lazymig/lazymig/restore/memory"
 )
 
@@ -123,17 +124,26 @@ func (r *restoring) request(w *criu.Worker) {
 	if cerr := w.Close(); err == nil {
 		err = cerr
 	}
-	for _, f := range r.cfg.Fixups {
-		if f.KSM && err == nil {
-			if err := f.merge(); err != nil {
-				r.g.problem(err)
-			}
-		}
+	if err == nil {
+		r.fixRunning()
 	}
 	if r.lazy != nil {
 		r.lazy.close()
 	}
 	r.root, r.err = int(pid), err
+}
+
+// fixRunning is what only the tree itself can do, so that calls are made in it. It runs: before, criu traces its root, which is no child of criu. If this process
+// dies meanwhile, so does the tree, as always. Nobody reaps yet: that would take the stops away from the tracer.
+func (r *restoring) fixRunning() {
+	for _, f := range r.cfg.Fixups {
+		if err := f.merge(); err != nil {
+			r.g.problem(err)
+		}
+	}
+	if err := detach.Relock(r.cfg.Locks); err != nil {
+		r.g.problem(fmt.Errorf("POSIX locks on files that are mapped, too, are lost: %w", err))
+	}
 }
 
 // notify is called by criu's driver; criu waits meanwhile. At post-restore everything of the tree is there and waits in

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
-	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -129,22 +128,4 @@ func (t *task) lock(locks []Lock) error {
 		return err
 	}
 	return check(res, func(i int) string { return fmt.Sprintf("lock of descriptor %d", locks[i].FD) })
-}
-
-// ByCapsule gives locks, whose PIDs are those inside, the PIDs that processes have here.
-func ByCapsule(locks []Lock, pids []int) []Lock {
-	here := map[string]int{}
-	for _, pid := range pids {
-		if f := strings.Fields(statusOf(pid, "NSpid")); len(f) > 0 {
-			here[f[len(f)-1]] = pid
-		}
-	}
-	var all []Lock
-	for _, l := range locks {
-		if pid, ok := here[fmt.Sprint(l.PID)]; ok {
-			l.PID = pid
-			all = append(all, l)
-		}
-	}
-	return all
 }
