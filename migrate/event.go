@@ -16,6 +16,7 @@ type Event struct {
 	DumpMS      float64 `json:"dump_ms,omitempty"`
 	TransferMS  float64 `json:"transfer_ms,omitempty"`
 	RestoreMS   float64 `json:"restore_ms,omitempty"`
+	FillMS      float64 `json:"fill_ms,omitempty"` // memory that came before the resume, where the mode wants that
 	GrantMS     float64 `json:"grant_ms,omitempty"`
 	DrainMS     float64 `json:"drain_ms,omitempty"`
 	MemoryBytes uint64  `json:"memory_bytes,omitempty"` // present at the freeze

@@ -31,6 +31,8 @@ type session struct {
 	err    error // after frames is closed
 	relay  atomic.Pointer[streamTaker]
 
+	progress func(progressMsg) // called by await for what a target says of how far it is; nil: nothing is expected
+
 	quit chan struct{}
 	once sync.Once
 	wg   sync.WaitGroup
@@ -157,6 +159,12 @@ func (s *session) await(ctx context.Context, want wire.Type, v any, limit time.D
 					return err
 				}
 				dial(ctx, m)
+			case f.h.Type == wire.MsgProgress && s.progress != nil:
+				var m progressMsg
+				if err := decode(f.p, &m); err != nil {
+					return err
+				}
+				s.progress(m)
 			case f.h.Type == wire.MsgError:
 				return wire.ParseError(f.p)
 			default:

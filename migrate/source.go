@@ -37,6 +37,8 @@ type SourceOptions struct {
 	With  []string `json:"with,omitempty"`
 	Local []string `json:"local,omitempty"`
 
+	Mode string `json:"mode,omitempty"` // ModePost if empty
+
 	Cleartext   bool   `json:"cleartext,omitempty"`    // pages and files without TLS
 	BwLimit     uint64 `json:"bw_limit,omitempty"`     // bytes a second that what nobody waits for may take; 0: any number
 	RemoveFiles bool   `json:"remove_files,omitempty"` // what With names, when the tree lives on the target's copies
@@ -235,10 +237,10 @@ func (s *Source) untilGranted(ctx context.Context) error {
 	}
 	s.times.TransferMS = ms(time.Since(began))
 	var held heldMsg
-	if err := s.sess.await(ctx, wire.MsgHeld, &held, restoreTime, s.dialed); err != nil {
+	if err := s.awaitHeld(ctx, &held); err != nil {
 		return stage("restore", err)
 	}
-	s.times.RestoreMS = held.RestoreMS
+	s.times.RestoreMS, s.times.FillMS = held.RestoreMS, held.FillMS
 	s.times.FileTrips = s.files.Stats().Waited - s.waited
 	s.times.PageTrips = s.pages.Stats().Urgent.Requests
 	if context.Cause(ctx) != nil {
@@ -283,7 +285,7 @@ func (s *Source) freeze(ctx context.Context) error {
 		return err
 	}
 	park.At(s.log, "frozen")
-	s.event(Event{Event: "frozen"})
+	s.event(Event{Event: "frozen", MemoryBytes: r.MemoryBytes})
 	return s.enter(Frozen, "")
 }
 

@@ -41,6 +41,8 @@ type Target struct {
 	keep      bool               // the tree outlives this run
 	missing   map[wire.Lane]bool // lanes that have been asked for, or are to be
 	restoreMS float64
+	fillMS    float64
+	filled    *restore.Event // all memory was here before the grant
 	source    sourceWatch
 	progress  progressMsg
 	cores     []string // dumped, and not whole
@@ -277,6 +279,9 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	}
 	t.stdio.restored()
 	t.restoreMS = float64(time.Since(began).Microseconds()) / 1000
+	if err := t.beforeGrantAside(ctx, s, func(ctx context.Context) error { return t.fill(ctx, s) }); err != nil {
+		return false, err
+	}
 	if err := t.writeGoing(); err != nil {
 		return false, err
 	}
@@ -291,7 +296,7 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	}
 	t.stdio.stay()
 	park.At(t.log, "asked")
-	if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: t.restoreMS}); err != nil {
+	if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: t.restoreMS, FillMS: t.fillMS}); err != nil {
 		t.log.Warn("ask for the grant", "err", err) // asked again on the next connection
 	}
 	granted, err := t.awaitGrant(s)

@@ -45,7 +45,7 @@ func (t *Target) awaitGrant(s *session) (bool, error) {
 				n.close()
 				return false, errors.New("the source has given up: " + n.peer.Note)
 			}
-			if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: t.restoreMS}); err != nil {
+			if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: t.restoreMS, FillMS: t.fillMS}); err != nil {
 				t.log.Warn("ask for the grant", "err", err)
 			}
 			t.askAgain(s)
@@ -121,6 +121,9 @@ func (t *Target) whileRunning() error {
 	if err := t.capsule.StartDrain(); err != nil {
 		t.log.Error("start drain", "err", err)
 	}
+	if t.filled != nil {
+		t.event(*t.filled)
+	}
 	return t.attend(nil, t.capsule.Events(), t.stop)
 }
 
@@ -128,10 +131,11 @@ func (t *Target) whileRunning() error {
 func (t *Target) event(e restore.Event) {
 	switch e.Kind {
 	case restore.EventProgress, restore.EventDrained:
-		m := &progressMsg{
-			Left: e.Stats.Left * pageSize, Copied: e.Stats.BytesCopied, Faults: e.Stats.Faults,
-			FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us), Cores: t.cores,
+		if t.resumed == nil { // an agent before this one has filled the tree, and then asked: see whileRunning
+			t.filled = &e
+			return
 		}
+		m := t.progressOf(&e)
 		t.writeStatus(m)
 		if e.Kind == restore.EventProgress {
 			t.tell(wire.MsgProgress, m)
