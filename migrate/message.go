@@ -198,6 +198,9 @@ type progressMsg struct {
 	FaultP50US float64 `json:"fault_p50_us"`
 	FaultP99US float64 `json:"fault_p99_us"`
 
+	Prefetched   uint64 `json:"prefetched,omitempty"`
+	PrefetchHits uint64 `json:"prefetch_hits,omitempty"`
+
 	Cores []string `json:"cores,omitempty"` // dumped before the drain, not whole
 }
 

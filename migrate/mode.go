@@ -74,7 +74,8 @@ func (t *Target) fill(ctx context.Context, s *session) error {
 func (t *Target) progressOf(e *restore.Event) *progressMsg {
 	return &progressMsg{
 		Left: e.Stats.Left * pageSize, Copied: e.Stats.BytesCopied, Faults: e.Stats.Faults,
-		FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us), Cores: t.cores,
+		FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us),
+		Prefetched: e.Stats.Prefetched, PrefetchHits: e.Stats.PrefetchHits, Cores: t.cores,
 	}
 }
 

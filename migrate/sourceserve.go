@@ -158,7 +158,7 @@ func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
 			s.drained(m)
 			return false, nil
 		}
-		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US})
+		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US, Prefetched: m.Prefetched, PrefetchHit: m.PrefetchHits})
 	case wire.MsgFiles:
 		var m filesMsg
 		if err := decode(f.p, &m); err != nil {
@@ -257,6 +257,7 @@ func (s *Source) drained(m progressMsg) {
 	s.note(Drained, "")
 	s.times.DrainMS = ms(time.Since(s.grant)) - s.times.GrantMS
 	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US = m.Faults, m.FaultP50US, m.FaultP99US
+	s.times.Prefetched, s.times.PrefetchHit = m.Prefetched, m.PrefetchHits
 	if s.files != nil {
 		st := s.files.Stats()
 		s.times.Forwarded = st.Files

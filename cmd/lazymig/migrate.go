@@ -233,8 +233,8 @@ func (p *printer) print(e migrate.Event) {
 		if e.FillMS > 0 { // all was there before
 			break
 		}
-		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs; %d files forwarded\n",
-			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, e.Forwarded)
+		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs%s; %d files forwarded\n",
+			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, prefetched(e), e.Forwarded)
 	case "stays":
 		fmt.Println("  it stays with the source's files, which are served on:")
 		for _, r := range e.Stays {
@@ -262,6 +262,13 @@ func filled(ms float64) string {
 		return ""
 	}
 	return fmt.Sprintf(" memory %.1f,", ms)
+}
+
+func prefetched(e migrate.Event) string {
+	if e.Prefetched == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d pages prefetched (%d %% of them met)", e.Prefetched, 100*e.PrefetchHit/e.Prefetched)
 }
 
 const barWidth = 40
