@@ -228,11 +228,16 @@ func (s *Source) untilGranted(ctx context.Context) error {
 	if err := s.findDatabases(); err != nil {
 		return stage("prepare", err)
 	}
+	ctx, unwatched := s.sess.watch(ctx)
+	defer unwatched()
 	if err := s.freeze(ctx); err != nil {
 		return stage("freeze", err)
 	}
 	began := time.Now()
 	if err := s.transfer(); err != nil {
+		if cause := context.Cause(ctx); cause != nil { // what was written to has been closed for it
+			err = cause
+		}
 		return stage("transfer", err)
 	}
 	s.times.TransferMS = ms(time.Since(began))

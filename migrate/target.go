@@ -154,6 +154,7 @@ func (t *Target) run(ctx context.Context, c *wire.Conn) error {
 		return err
 	}
 	s := newSession(c, nil)
+	s.beat.Reset(watchedPing) // until the grant
 	defer t.stopStdio()
 	defer func() {
 		s.close()

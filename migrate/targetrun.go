@@ -24,6 +24,7 @@ func (t *Target) awaitGrant(s *session) (bool, error) {
 				t.log.Warn("source is lost after the question; the tree is held until it comes back", "err", s.err)
 				frames = nil
 			case f.h.Type == wire.MsgGrant:
+				s.beat.Reset(pingEvery)
 				t.adopt(s)
 				return true, nil
 			case f.h.Type == wire.MsgAbort:
