@@ -65,6 +65,7 @@ func (s *session) carry(r streamTaker) {
 }
 
 func (s *session) read() {
+	defer s.c.Close() // or our pings would tell the peer that we hear it
 	defer close(s.frames)
 	for {
 		_ = s.c.Net().SetReadDeadline(time.Now().Add(silence)) // fails only when closed, and then so does the read

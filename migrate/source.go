@@ -252,15 +252,18 @@ func (s *Source) untilGranted(ctx context.Context) error {
 		return stage("restore", context.Cause(ctx))
 	}
 	s.grant = time.Now()
-	return stage("grant", s.commit())
+	return stage("grant", s.commit(ctx))
 }
 
 // commit is the handover's first half: after Enter(Granted) the tree never runs here again.
-func (s *Source) commit() error {
+func (s *Source) commit(ctx context.Context) error {
 	if err := s.dump.Check(); err != nil {
 		return err
 	}
 	park.At(s.log, "grant")
+	if err := s.refused(ctx); err != nil {
+		return err
+	}
 	if err := s.enter(Granted, ""); err != nil { // the keeper reads it there: from now on it does not thaw
 		return err
 	}
@@ -271,6 +274,32 @@ func (s *Source) commit() error {
 		return errors.Join(err, s.rec.Withdraw())
 	}
 	return nil
+}
+
+// refused says whether the target has said meanwhile that it can't take the tree any more: nothing is granted then, which is better than taken back. That the
+// connection has ended says nothing.
+func (s *Source) refused(ctx context.Context) error {
+	for {
+		select {
+		case f, ok := <-s.sess.frames:
+			switch {
+			case !ok:
+				return nil
+			case f.h.Type == wire.MsgError:
+				return wire.ParseError(f.p)
+			case f.h.Type == wire.MsgDial:
+				var m dialMsg
+				if err := decode(f.p, &m); err != nil {
+					return err
+				}
+				s.dialed(ctx, m)
+			default:
+				return fmt.Errorf("target says message %d while it waits for the grant", f.h.Type)
+			}
+		default:
+			return nil
+		}
+	}
 }
 
 func (s *Source) freeze(ctx context.Context) error {

@@ -175,10 +175,24 @@ func (t *Target) giveUp(err error) error {
 	if cerr := t.cleanUp(); cerr != nil { // what is held may live: only an agent that finds it dead may say so
 		return errors.Join(err, cerr)
 	}
-	if t.State().Handed() {
+	switch {
+	case errors.Is(err, restore.ErrNeverRuns) && t.State() == Granted:
+		return errors.Join(err, t.voidGrant(err))
+	case t.State().Handed():
 		return errors.Join(err, t.enter(LostTree, err.Error()))
 	}
 	return errors.Join(err, t.enter(Aborted, err.Error())) // which is the proof that it never ran, and never will
+}
+
+// voidGrant records that a tree which was granted has never run here, nor will: what held it died before it was let go, and has been killed.
+func (t *Target) voidGrant(why error) error {
+	if err := t.rec.TakeBack(why.Error()); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.state = Aborted
+	t.mu.Unlock()
+	return nil
 }
 
 // fail tells the source.

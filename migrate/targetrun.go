@@ -59,8 +59,11 @@ func (t *Target) awaitGrant(s *session) (bool, error) {
 		case l := <-t.given:
 			delete(t.missing, l)
 		case e, ok := <-t.capsule.Events():
-			if !ok || e.Kind == restore.EventExited {
+			switch {
+			case !ok || e.Kind == restore.EventExited:
 				return false, errors.New("the capsule has ended before the grant")
+			case e.Kind == restore.EventNeverRuns:
+				return false, errors.New(e.Text)
 			}
 		case <-t.stop:
 			return false, errors.New("the agent ends; the tree that it held is killed and never ran")
