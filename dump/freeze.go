@@ -46,7 +46,7 @@ func (d *Dump) stop(ctx context.Context, r *Result) error {
 		select {
 		case <-time.After(freezePause):
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return ctx.Err()
 		}
 	}
 }
@@ -92,7 +92,7 @@ func (d *Dump) freeze(ctx context.Context) (*Result, error) {
 	case <-d.dumped:
 		return nil, d.dumpErr
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, ctx.Err()
 	}
 	stage("dumped")
 	// CRIU lets the tasks go and ends meanwhile.

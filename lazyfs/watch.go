@@ -23,11 +23,14 @@ type watching struct {
 
 type opens struct{ all, write int }
 
-// watch makes w the watcher, which hears first of all that is open.
+// watch makes w the watcher, which hears first of all that is open. Nil: there is none.
 func (x *watching) watch(w Watcher) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.w = w
+	if w == nil {
+		return
+	}
 	for node, o := range x.opens {
 		for i := range o.all {
 			w.Opened(node, i < o.write)
@@ -89,7 +92,7 @@ func (x *watching) changed(node uint64)         { x.tell(func(w Watcher) { w.Cha
 func (x *watching) named(dir uint64, n string)  { x.tell(func(w Watcher) { w.Named(dir, n) }) }
 func (x *watching) forgot(node uint64)          { x.tell(func(w Watcher) { w.Forgot(node) }) }
 
-// Watch tells w what the tree does from now on, and at once what it has open.
+// Watch tells w what the tree does from now on, and at once what it has open. Nil ends that.
 func (d *Daemon) Watch(w Watcher) { d.fs.watch.watch(w) }
 
 // NameLocals gives the files that exist on the target only and are in use (the restore made them for unlinked ones) a name in dir, which

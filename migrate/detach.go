@@ -17,7 +17,7 @@ import (
 )
 
 // After drained: the files come over while the tree runs, then it is stopped once and put on them (package restore/detach), and nothing of lazymig
-// stays. All of it runs aside, in a goroutine; what it comes to is told by attend.
+// stays, but for what is left on purpose (residual.go). All of it runs aside, in a goroutine; what it comes to is told by attend.
 
 // Until what a migration goes.
 const (
@@ -50,11 +50,13 @@ type detachedMsg struct {
 
 	Removed int      `json:"removed,omitempty"` // files, from the source
 	Kept    []string `json:"kept,omitempty"`    // paths there that were to be removed, and why they are not
+
+	Residual []string `json:"residual,omitempty"` // what it does need (residual.go)
 }
 
 func (m *detachedMsg) check() error {
-	if len(m.Kept) > maxReasons+1 {
-		return fmt.Errorf("%d paths", len(m.Kept))
+	if len(m.Kept) > maxReasons+1 || len(m.Residual) > maxReasons {
+		return fmt.Errorf("%d paths, needs %d", len(m.Kept), len(m.Residual))
 	}
 	for i, k := range m.Kept {
 		m.Kept[i] = trim(k)
@@ -69,9 +71,10 @@ type filesMsg struct {
 	Size int64 `json:"size"` // bytes of those that are left
 }
 
-// staysMsg tells why the tree stays with its forwarded files.
+// staysMsg tells why the tree stays with its forwarded files; or, with Detached, what alone it needs.
 type staysMsg struct {
-	Reasons []string `json:"reasons"`
+	Reasons  []string     `json:"reasons"`
+	Detached *detachedMsg `json:"detached,omitempty"`
 }
 
 const maxReasons = 50
@@ -82,6 +85,9 @@ func (m *staysMsg) check() error {
 	}
 	for i, r := range m.Reasons {
 		m.Reasons[i] = trim(r)
+	}
+	if m.Detached != nil {
+		return m.Detached.check()
 	}
 	return nil
 }
@@ -109,14 +115,18 @@ func (t *Target) startDetach() {
 			if err != nil {
 				t.log.Error("the tree is detached, but helpers of it are left", "err", err)
 			}
-			d.result <- m
+			if len(m.Residual) > 0 {
+				d.result <- &staysMsg{m.Residual, m}
+			} else {
+				d.result <- m
+			}
 			return
 		}
 		if ctx.Err() != nil {
 			return
 		}
 		t.log.Warn("the tree stays with its forwarded files", "why", err)
-		d.result <- &staysMsg{reasonsOf(err)}
+		d.result <- &staysMsg{Reasons: reasonsOf(err)}
 	}()
 }
 
@@ -149,6 +159,10 @@ func (t *Target) detachEnded(result any) {
 	switch m := result.(type) {
 	case *staysMsg:
 		t.stays = m
+		if m.Detached != nil {
+			t.log.Info("detached but for what stays at the source", "audit", true, "stop_ms", m.Detached.StopMS, "residual", m.Reasons)
+			t.writeStatus(nil)
+		}
 		t.tell(wire.MsgStays, m)
 	case *detachedMsg:
 		t.detached = m
@@ -177,13 +191,10 @@ func reasonsOf(err error) []string {
 // leave brings the files, switches, and ends what is not needed then.
 func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 	if m := readSwitched(t.rec.Dir, t.log); m != nil { // an agent before this one has died since
-		return m, t.endHelpers(m)
+		return m, t.afterSwitch(m, false)
 	}
 	if t.fuse == nil {
 		return nil, errors.New("this agent can't reach the tree's FUSE daemon")
-	}
-	if t.stdio != nil && !t.stdio.idle {
-		return nil, &detach.Stuck{Reasons: []string{"its standard streams are carried by lazymig; with --stdio null they would not be"}}
 	}
 	st, err := detach.Peek(fmt.Sprintf("/proc/%d/root", t.capsule.PID()))
 	if err != nil {
@@ -194,7 +205,15 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 		return nil, err
 	}
 	park.At(t.log, "switched")
-	return m, t.endHelpers(m)
+	return m, t.afterSwitch(m, true)
+}
+
+// afterSwitch ends what is not needed. fresh: it was this agent that has switched.
+func (t *Target) afterSwitch(m *detachedMsg, fresh bool) error {
+	if len(m.Residual) > 0 {
+		return t.endSome(m, fresh)
+	}
+	return t.endHelpers(m)
 }
 
 // switchOver tries until the tree is on its local files, or what keeps it from that does not pass.
@@ -207,7 +226,7 @@ func (t *Target) switchOver(ctx context.Context, dev uint64) (*detachedMsg, erro
 			return nil, err
 		}
 		park.At(t.log, "detach")
-		stuck, err := detach.Look(detach.Options{Tasks: t.capsule.Tasks, MountNS: t.capsule.PID(), Dev: dev})
+		stuck, err := detach.Look(detach.Options{Tasks: t.capsule.Tasks, MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote})
 		if err == nil && len(stuck) > 0 {
 			err = &detach.Stuck{Reasons: stuck}
 		}
@@ -236,7 +255,7 @@ func (t *Target) switchOver(ctx context.Context, dev uint64) (*detachedMsg, erro
 
 // filesReady lets files come until only what is being written just now is missing.
 func (t *Target) filesReady(ctx context.Context, tasks func() ([]int, error)) error {
-	w := store.Want{With: t.msg.With, Local: t.msg.Local}
+	w := store.Want{With: t.msg.With, Local: t.msg.Local, Remote: t.msg.Remote}
 	pids, err := tasks()
 	if err != nil {
 		return err

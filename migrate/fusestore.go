@@ -165,6 +165,9 @@ func (d *fuseDaemon) storeLost() {
 func (p *fuseProcess) answerStore(s *store.Store, q storeMsg) {
 	a := storeMsg{Number: q.Number}
 	v, err := doStore(p.ctx, s, q)
+	if q.Do == "done" {
+		p.daemon.Watch(nil) // what the tree does from now on concerns what stays at the source
+	}
 	if err == nil {
 		a.Result, err = json.Marshal(v)
 	}

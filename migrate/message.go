@@ -50,9 +50,9 @@ type prepareMsg struct {
 	With  []string `json:"with,omitempty"`  // paths whose trees come along
 	Local []string `json:"local,omitempty"` // directories that are the target's own
 
-	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
+	Remote []string `json:"remote,omitempty"` // directories that stay on the source
 
-	Mode string `json:"mode,omitempty"` // ModePost if empty
+	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
 
 	Cleartext bool `json:"cleartext,omitempty"` // lanes but control may come without TLS
 
@@ -74,16 +74,16 @@ func (m *prepareMsg) check() error {
 			return fmt.Errorf("%d bytes where a word is expected", len(s))
 		}
 	}
-	if m.Mode != "" && !CheckMode(m.Mode) {
-		return fmt.Errorf("mode %.20q", m.Mode)
-	}
 	if len(m.Stdio) > unix.PathMax {
 		return fmt.Errorf("a path of %d bytes", len(m.Stdio))
 	}
 	if len(m.With)+len(m.Local) > maxPaths || len(m.Until) > maxWord {
 		return fmt.Errorf("%d paths, until %q", len(m.With)+len(m.Local), m.Until)
 	}
-	for _, p := range slices.Concat(m.With, m.Local) {
+	if len(m.Remote) > MaxRemote {
+		return fmt.Errorf("%d directories that stay", len(m.Remote))
+	}
+	for _, p := range slices.Concat(m.With, m.Local, m.Remote) {
 		if len(p) > unix.PathMax || !strings.HasPrefix(p, "/") {
 			return errors.New("a path that is not absolute, or too long")
 		}
@@ -182,7 +182,6 @@ type clockMsg struct {
 
 type heldMsg struct {
 	RestoreMS float64 `json:"restore_ms"`
-	FillMS    float64 `json:"fill_ms,omitempty"` // after that: memory
 }
 
 type resumedMsg struct {
@@ -197,9 +196,6 @@ type progressMsg struct {
 	Faults     uint64  `json:"faults"`
 	FaultP50US float64 `json:"fault_p50_us"`
 	FaultP99US float64 `json:"fault_p99_us"`
-
-	Prefetched   uint64 `json:"prefetched,omitempty"`
-	PrefetchHits uint64 `json:"prefetch_hits,omitempty"`
 
 	Cores []string `json:"cores,omitempty"` // dumped before the drain, not whole
 }

@@ -37,7 +37,7 @@ type SourceOptions struct {
 	With  []string `json:"with,omitempty"`
 	Local []string `json:"local,omitempty"`
 
-	Mode string `json:"mode,omitempty"` // ModePost if empty
+	Remote []string `json:"remote,omitempty"` // directories whose files stay here, clean, none in another
 
 	Cleartext   bool   `json:"cleartext,omitempty"`    // pages and files without TLS
 	BwLimit     uint64 `json:"bw_limit,omitempty"`     // bytes a second that what nobody waits for may take; 0: any number
@@ -91,11 +91,12 @@ type Source struct {
 	grant  time.Time
 	cores  int // incomplete core dumps that have been told
 
-	mu    sync.Mutex // guards what Status and Abort look at
-	state State
-	last  progressMsg
-	since time.Time // the target is away since then
-	abort context.CancelCauseFunc
+	mu       sync.Mutex // guards what Status and Abort look at
+	residual []string   // what the tree still needs, if that is not just its pages and files
+	state    State
+	last     progressMsg
+	since    time.Time // the target is away since then
+	abort    context.CancelCauseFunc
 }
 
 // NewSource makes a migration; emit gets every event.
@@ -228,42 +229,34 @@ func (s *Source) untilGranted(ctx context.Context) error {
 	if err := s.findDatabases(); err != nil {
 		return stage("prepare", err)
 	}
-	ctx, unwatched := s.sess.watch(ctx)
-	defer unwatched()
 	if err := s.freeze(ctx); err != nil {
 		return stage("freeze", err)
 	}
 	began := time.Now()
 	if err := s.transfer(); err != nil {
-		if cause := context.Cause(ctx); cause != nil { // what was written to has been closed for it
-			err = cause
-		}
 		return stage("transfer", err)
 	}
 	s.times.TransferMS = ms(time.Since(began))
 	var held heldMsg
-	if err := s.awaitHeld(ctx, &held); err != nil {
+	if err := s.sess.await(ctx, wire.MsgHeld, &held, restoreTime, s.dialed); err != nil {
 		return stage("restore", err)
 	}
-	s.times.RestoreMS, s.times.FillMS = held.RestoreMS, held.FillMS
+	s.times.RestoreMS = held.RestoreMS
 	s.times.FileTrips = s.files.Stats().Waited - s.waited
 	s.times.PageTrips = s.pages.Stats().Urgent.Requests
 	if context.Cause(ctx) != nil {
 		return stage("restore", context.Cause(ctx))
 	}
 	s.grant = time.Now()
-	return stage("grant", s.commit(ctx))
+	return stage("grant", s.commit())
 }
 
 // commit is the handover's first half: after Enter(Granted) the tree never runs here again.
-func (s *Source) commit(ctx context.Context) error {
+func (s *Source) commit() error {
 	if err := s.dump.Check(); err != nil {
 		return err
 	}
 	park.At(s.log, "grant")
-	if err := s.refused(ctx); err != nil {
-		return err
-	}
 	if err := s.enter(Granted, ""); err != nil { // the keeper reads it there: from now on it does not thaw
 		return err
 	}
@@ -274,32 +267,6 @@ func (s *Source) commit(ctx context.Context) error {
 		return errors.Join(err, s.rec.Withdraw())
 	}
 	return nil
-}
-
-// refused says whether the target has said meanwhile that it can't take the tree any more: nothing is granted then, which is better than taken back. That the
-// connection has ended says nothing.
-func (s *Source) refused(ctx context.Context) error {
-	for {
-		select {
-		case f, ok := <-s.sess.frames:
-			switch {
-			case !ok:
-				return nil
-			case f.h.Type == wire.MsgError:
-				return wire.ParseError(f.p)
-			case f.h.Type == wire.MsgDial:
-				var m dialMsg
-				if err := decode(f.p, &m); err != nil {
-					return err
-				}
-				s.dialed(ctx, m)
-			default:
-				return fmt.Errorf("target says message %d while it waits for the grant", f.h.Type)
-			}
-		default:
-			return nil
-		}
-	}
 }
 
 func (s *Source) freeze(ctx context.Context) error {
@@ -319,7 +286,7 @@ func (s *Source) freeze(ctx context.Context) error {
 		return err
 	}
 	park.At(s.log, "frozen")
-	s.event(Event{Event: "frozen", MemoryBytes: r.MemoryBytes})
+	s.event(Event{Event: "frozen"})
 	return s.enter(Frozen, "")
 }
 

@@ -68,7 +68,11 @@ func (t *Target) endNote() string {
 	if t.source.lost {
 		return fmt.Sprintf("killed: the source was away since %s", t.source.since.Format(time.RFC3339))
 	}
-	return t.exited.note()
+	note := t.exited.note()
+	if t.stays != nil && t.stays.Detached != nil {
+		note += "; " + filesAt(t.stays.Detached)
+	}
+	return note
 }
 
 const statusName = "status"
@@ -83,6 +87,9 @@ func (t *Target) writeStatus(m *progressMsg) {
 	}
 	t.source.told = time.Now()
 	s := Status{State: t.State(), LeftBytes: t.progress.Left, Faults: t.progress.Faults, AwaySince: t.source.since, OnSourceLoss: t.msg.OnSourceLoss}
+	if t.stays != nil && t.stays.Detached != nil {
+		s.Residual = t.stays.Reasons
+	}
 	if err := writeState(filepath.Join(t.rec.Dir, statusName), s); err != nil {
 		t.log.Debug("write status", "err", err) // a full disk: the tree goes on
 	}

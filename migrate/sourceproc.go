@@ -197,14 +197,15 @@ type Status struct {
 	AwaySince time.Time `json:"away_since,omitzero"` // the target does not answer since then
 	Error     string    `json:"error,omitempty"`
 
-	OnSourceLoss string `json:"on_source_loss,omitempty"` // on the target: AwaySince is of the source
+	OnSourceLoss string   `json:"on_source_loss,omitempty"` // on the target: AwaySince is of the source
+	Residual     []string `json:"residual,omitempty"`       // what the tree needs from the source when all else is on the target; else State tells
 }
 
 // Status tells where it stands.
 func (s *Source) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Status{State: s.state, LeftBytes: s.last.Left, Faults: s.last.Faults, AwaySince: s.since}
+	return Status{State: s.state, LeftBytes: s.last.Left, Faults: s.last.Faults, AwaySince: s.since, Residual: s.residual}
 }
 
 // control answers status and abort on STATE-DIR/ID.source/control, one JSON line each way. The socket's directory is mode 0700.

@@ -56,12 +56,10 @@ func (s *Source) serveOn(ctx context.Context) error {
 			s.sess.c.Close()
 			continue
 		}
-		switch {
-		case errors.Is(err, errNeverRan):
-			return s.takeBack(err)
-		case err != nil:
+		if err != nil {
 			return s.lost(err)
-		case end:
+		}
+		if end {
 			return nil
 		}
 	}
@@ -78,34 +76,6 @@ func (s *Source) lost(cause error) error {
 	err := errors.Join(cause, s.enter(LostTree, cause.Error()))
 	s.event(Event{Event: "failed", Stage: "drain", Error: err.Error(), SourceState: "frozen"})
 	return err
-}
-
-// errNeverRan is the target's proof: what it held is dead and was never let go, and "aborted" is on its disk.
-var errNeverRan = errors.New("the target has given the tree up before it ran there")
-
-// takeBack lets the tree run here again, after the target's proof. Not when its standard streams are carried: what has been read from them is not there any
-// more. Then a person decides, who has `recover --resume-source`.
-func (s *Source) takeBack(proof error) error {
-	if s.relay != nil {
-		return s.lost(fmt.Errorf("%w: the tree is frozen here and ran nowhere since", proof))
-	}
-	s.lanes.close()
-	err := s.rec.TakeBack(proof.Error()) // durable before the first instruction
-	if err != nil {
-		return s.lost(errors.Join(proof, err))
-	}
-	s.mu.Lock()
-	s.state = Aborted
-	s.mu.Unlock()
-	e := Event{Event: "failed", Stage: "grant", Error: proof.Error(), SourceState: "running"}
-	if err := s.dump.TakeBack(s.going.Left); err != nil {
-		proof = errors.Join(proof, err)
-		e.Error, e.SourceState = proof.Error(), "frozen"
-	} else {
-		s.log.Info("tree runs here again", "audit", true, "pid", s.opt.PID, "why", proof)
-	}
-	s.event(e)
-	return proof
 }
 
 // note records where the tree stands after the grant. A record that can't be written (a full disk) is told, and nothing else: the tree
@@ -188,7 +158,7 @@ func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
 			s.drained(m)
 			return false, nil
 		}
-		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US, Prefetched: m.Prefetched, PrefetchHit: m.PrefetchHits})
+		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US})
 	case wire.MsgFiles:
 		var m filesMsg
 		if err := decode(f.p, &m); err != nil {
@@ -215,9 +185,8 @@ func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
 		}
 		s.exited(m)
 		return true, nil
-	case wire.MsgError: // it gives up: what has become of the tree it says when it is asked, and has it on disk
-		s.log.Warn("the target gives up", "err", wire.ParseError(f.p))
-		s.sess.c.Close()
+	case wire.MsgError:
+		return false, wire.ParseError(f.p)
 	default:
 		s.log.Warn("unexpected message of the target", "type", f.h.Type)
 	}
@@ -241,7 +210,7 @@ func (s *Source) compareStates(m stateMsg) (bool, error) {
 	case LostTree:
 		return false, fmt.Errorf("the target has lost the tree (%s): it is frozen here", m.Note)
 	case Aborted:
-		return false, fmt.Errorf("%w (%s)", errNeverRan, m.Note)
+		return false, fmt.Errorf("the target gave up before it had the grant (%s): the tree is frozen here and ran nowhere since", m.Note)
 	}
 	return false, fmt.Errorf("the target does not know this migration any more (%s): the tree is frozen here; whether it runs there can't be told", m.Note)
 }
@@ -288,7 +257,6 @@ func (s *Source) drained(m progressMsg) {
 	s.note(Drained, "")
 	s.times.DrainMS = ms(time.Since(s.grant)) - s.times.GrantMS
 	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US = m.Faults, m.FaultP50US, m.FaultP99US
-	s.times.Prefetched, s.times.PrefetchHit = m.Prefetched, m.PrefetchHits
 	if s.files != nil {
 		st := s.files.Stats()
 		s.times.Forwarded = st.Files
@@ -307,7 +275,7 @@ func (s *Source) drained(m progressMsg) {
 	}
 }
 
-// stays: the tree stays drained.
+// stays: the tree stays drained, or needs no more than what is named.
 func (s *Source) stays(m staysMsg) {
 	if s.stayed {
 		return // said again
@@ -315,9 +283,24 @@ func (s *Source) stays(m staysMsg) {
 	s.stayed = true
 	e := s.times
 	e.Event, e.Stays = "stays", m.Reasons
+	if m.Detached != nil {
+		s.mu.Lock()
+		s.residual = m.Reasons
+		s.mu.Unlock()
+		s.moved(*m.Detached)
+		e = s.times
+		e.Event, e.Residual = "detached", m.Reasons
+		s.log.Info("tree is detached but for what stays here", "audit", true, "to", s.opt.To, "pid", s.opt.PID, "stays", m.Reasons)
+	}
 	s.event(e)
 	e.Event = "done"
 	s.event(e)
+}
+
+// moved takes the figures of a tree that is on its files.
+func (s *Source) moved(m detachedMsg) {
+	s.times.StopMS, s.times.SettleMS, s.times.Descriptors, s.times.Mappings = m.StopMS, m.SettleMS, m.Descriptors, m.Mappings
+	s.times.FilesMoved, s.times.FileBytes, s.times.Removed, s.times.Kept = m.Files, m.Bytes, m.Removed, m.Kept
 }
 
 // detached: nothing is served any more.
@@ -327,8 +310,7 @@ func (s *Source) detached(m detachedMsg) {
 	}
 	s.note(Detached, "")
 	_ = s.sess.send(wire.MsgEnd, nil) // the target does not wait for it
-	s.times.StopMS, s.times.SettleMS, s.times.Descriptors, s.times.Mappings = m.StopMS, m.SettleMS, m.Descriptors, m.Mappings
-	s.times.FilesMoved, s.times.FileBytes, s.times.Removed, s.times.Kept = m.Files, m.Bytes, m.Removed, m.Kept
+	s.moved(m)
 	e := s.times
 	e.Event = "detached"
 	s.event(e)

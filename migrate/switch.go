@@ -37,7 +37,7 @@ func (t *Target) switchApart(ctx context.Context, dev uint64) (*detachedMsg, err
 	}
 	defer group.Close()
 	out, err := detach.Apart{
-		Exe: t.a.opt.Exe, Group: procs, Cgroup: group, MountNS: t.capsule.PID(), Dev: dev, Log: t.log,
+		Exe: t.a.opt.Exe, Group: procs, Cgroup: group, MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote, Log: t.log,
 		Outcome: filepath.Join(t.rec.Dir, switchedName),
 		Hold:    []*os.File{t.rec.f}, // the record stays locked until the switch is over: until then no other agent takes the migration up
 		Settle: func(ctx context.Context, inodes []uint64) (detach.Settled, error) {
@@ -61,7 +61,7 @@ func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32)
 	if err := undecided(st.Undecided); err != nil {
 		return l, err
 	}
-	l.Note = encode(detachedMsg{Files: st.Files, Bytes: st.Bytes, Root: st.Plan.Root, Connection: connection})
+	l.Note = encode(detachedMsg{Files: st.Files, Bytes: st.Bytes, Root: st.Plan.Root, Connection: connection, Residual: t.residual()})
 	l.Root = st.Plan.Root
 	for _, b := range st.Plan.Binds {
 		l.Binds = append(l.Binds, detach.Bind{Path: b.Path, Target: b.TargetPath})

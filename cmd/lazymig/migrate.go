@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,7 +28,7 @@ func migrateCommand() *cli.Command {
 			&cli.StringFlag{Name: "until", Value: migrate.UntilDetached, Usage: "`HOW` far: resumed (it runs there), drained (all memory is there) or detached (its files, too, and nothing of lazymig is left; if that can't be it stays drained, which is an error only if detached was asked for)"},
 			&cli.StringSliceFlag{Name: "with", Usage: "a `PATH` that comes along with all that is in it, used or not (repeatable)"},
 			&cli.StringSliceFlag{Name: "local", Usage: "a directory `PATH` that is the target's own there (repeatable)"},
-			&cli.StringFlag{Name: "mode", Value: migrate.ModePost, Usage: "`HOW` memory gets there: post (after the resume, what is needed first) or stop (all of it before the resume: nothing is missing then, but the pause grows with memory)"},
+			&cli.StringSliceFlag{Name: "remote", Usage: "a directory `PATH` that stays here: the process goes on using it over the network when all else has moved (repeatable)"},
 			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "`WHERE` standard streams go that others hold too: relay (to where they went, by the source), journal (the target's), null, or a file on the target"},
 			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "`WHAT` is done when this host is gone before all has moved: wait (for ever), or kill the process on the target after --source-loss-after"},
 			&cli.DurationFlag{Name: "source-loss-after", Value: 10 * time.Minute, Usage: "how `LONG` this host may be away"},
@@ -50,16 +51,12 @@ func doMigrate(c *cli.Context) error {
 	if until != migrate.UntilResumed && until != migrate.UntilDrained && until != migrate.UntilDetached {
 		return usage("--until %q: resumed, drained or detached", until)
 	}
-	if m := c.String("mode"); !migrate.CheckMode(m) {
-		return usage("--mode %q: post or stop", m)
-	}
 	if c.Bool("remove-source-files") && len(c.StringSlice("with")) == 0 {
 		return usage("--remove-source-files removes what --with names: there is none")
 	}
-	for _, p := range slices.Concat(c.StringSlice("with"), c.StringSlice("local")) {
-		if !filepath.IsAbs(p) {
-			return usage("--with and --local take absolute paths, not %q", p)
-		}
+	remote, err := paths(c)
+	if err != nil {
+		return err
 	}
 	if err := address(c, "to"); err != nil {
 		return err
@@ -101,7 +98,7 @@ func doMigrate(c *cli.Context) error {
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
-		Mode: c.String("mode"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), RemoveFiles: c.Bool("remove-source-files"), BwLimit: limit,
+		Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), BwLimit: limit,
 	}, logTo)
 	if err != nil {
 		return err
@@ -117,6 +114,40 @@ func doMigrate(c *cli.Context) error {
 		}
 	}()
 	return follow(c, v, newPrinter(c.Bool("json")), until)
+}
+
+// paths checks what is said about paths, and returns those that stay here.
+func paths(c *cli.Context) (remote []string, err error) {
+	for _, p := range slices.Concat(c.StringSlice("with"), c.StringSlice("local"), c.StringSlice("remote")) {
+		if !filepath.IsAbs(p) {
+			return nil, usage("--with, --local and --remote take absolute paths, not %q", p)
+		}
+	}
+	in := func(p, dir string) bool { return p == dir || strings.HasPrefix(p, strings.TrimSuffix(dir, "/")+"/") }
+	for _, p := range c.StringSlice("remote") {
+		remote = append(remote, filepath.Clean(p))
+	}
+	if len(remote) > migrate.MaxRemote {
+		return nil, usage("%d directories are to stay, and no more than %d can", len(remote), migrate.MaxRemote)
+	}
+	for i, r := range remote {
+		for _, w := range c.StringSlice("with") {
+			if in(filepath.Clean(w), r) {
+				return nil, usage("--with %s is to come along, and --remote %s to stay", w, r)
+			}
+		}
+		for _, l := range c.StringSlice("local") {
+			if l = filepath.Clean(l); in(l, r) || in(r, l) {
+				return nil, usage("--local %s is the target's own, and --remote %s this host's: neither can be in the other", l, r)
+			}
+		}
+		for j, o := range remote {
+			if i != j && in(o, r) {
+				return nil, usage("--remote %s is in --remote %s", o, r)
+			}
+		}
+	}
+	return remote, nil
 }
 
 // logFile is where the source's process logs; it outlives this command.
@@ -159,6 +190,9 @@ func follow(c *cli.Context, v *migrate.View, p *printer, until string) error {
 		case "done":
 			if len(e.Stays) > 0 && c.IsSet("until") {
 				return &exitErr{exitHanded, fmt.Errorf("the process is not detached: %s; it runs on the target, its files are served from here", strings.Join(e.Stays, "; "))}
+			}
+			if len(e.Residual) > len(c.StringSlice("remote")) && c.IsSet("until") {
+				return &exitErr{exitHanded, fmt.Errorf("the process is not wholly detached, it needs this host for: %s", strings.Join(e.Residual, "; "))}
 			}
 			return nil
 		case "exited":
@@ -220,29 +254,25 @@ func (p *printer) print(e migrate.Event) {
 	case "notice":
 		fmt.Printf("  note: %s\n", e.Text)
 	case "frozen":
-		p.total = e.MemoryBytes
 		fmt.Println("  frozen")
 	case "resumed":
 		p.total = e.MemoryBytes
-		fmt.Printf("  resumed on the target as PID %d; frozen for %.1f ms (± %.1f): dump %.1f, transfer %.1f, restore %.1f,%s handover %.1f\n",
-			e.TargetPID, e.DowntimeMS, e.ClockErrMS, e.DumpMS, e.TransferMS, e.RestoreMS, filled(e.FillMS), e.GrantMS)
+		fmt.Printf("  resumed on the target as PID %d; frozen for %.1f ms (± %.1f): dump %.1f, transfer %.1f, restore %.1f, handover %.1f\n",
+			e.TargetPID, e.DowntimeMS, e.ClockErrMS, e.DumpMS, e.TransferMS, e.RestoreMS, e.GrantMS)
 		if e.TCPClosed > 0 {
 			fmt.Printf("  %d established TCP connections are closed on the target\n", e.TCPClosed)
 		}
 	case "drained":
-		if e.FillMS > 0 { // all was there before
-			break
-		}
-		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs%s; %d files forwarded\n",
-			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, prefetched(e), e.Forwarded)
+		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs; %d files forwarded\n",
+			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, e.Forwarded)
 	case "stays":
 		fmt.Println("  it stays with the source's files, which are served on:")
 		for _, r := range e.Stays {
 			fmt.Printf("    %s\n", r)
 		}
 	case "detached":
-		fmt.Printf("  detached: stopped for %.1f ms, %d descriptors and %d mappings put on %d files (%d MB); residual dependency: none\n",
-			e.StopMS, e.Descriptors, e.Mappings, e.FilesMoved, e.FileBytes>>20)
+		fmt.Printf("  detached: stopped for %.1f ms, %d descriptors and %d mappings put on %d files (%d MB); residual dependency: %s\n",
+			e.StopMS, e.Descriptors, e.Mappings, e.FilesMoved, e.FileBytes>>20, cmp.Or(strings.Join(e.Residual, "; "), "none"))
 		if e.Removed > 0 || len(e.Kept) > 0 {
 			fmt.Printf("  %d files removed from here\n", e.Removed)
 		}
@@ -254,21 +284,6 @@ func (p *printer) print(e migrate.Event) {
 		fmt.Printf("  the process has ended on the target (wait status %d)\n", *e.Status)
 	case "failed": // the error that the command returns tells it
 	}
-}
-
-// filled is the time for memory that came before the resume.
-func filled(ms float64) string {
-	if ms == 0 {
-		return ""
-	}
-	return fmt.Sprintf(" memory %.1f,", ms)
-}
-
-func prefetched(e migrate.Event) string {
-	if e.Prefetched == 0 {
-		return ""
-	}
-	return fmt.Sprintf(", %d pages prefetched (%d %% of them met)", e.Prefetched, 100*e.PrefetchHit/e.Prefetched)
 }
 
 const barWidth = 40

@@ -102,6 +102,9 @@ func (s shown) print(asJSON bool) {
 }
 
 func residual(l *migrate.Status) string {
+	if len(l.Residual) > 0 {
+		return strings.Join(l.Residual, "; ")
+	}
 	switch l.State {
 	case migrate.Resumed, migrate.Granted:
 		return fmt.Sprintf("pages (%d MB left), files", l.LeftBytes>>20)

@@ -17,6 +17,8 @@ type Want struct {
 	Local []string `json:"local,omitempty"` // directories that are the target's own, whatever is in them
 	Cwd   []string `json:"cwd,omitempty"`   // working directories
 	Exe   []string `json:"exe,omitempty"`   // programs
+
+	Remote []string `json:"remote,omitempty"` // directories that stay at the source, whatever is in them
 }
 
 // Bind is a directory of the target's own that is mounted over Path below the root.
@@ -48,6 +50,7 @@ const (
 	goalPath                    // a path that is used
 	goalWhole                   // a path whose tree comes
 	goalLocal                   // a path that is the target's own
+	goalRemote                  // a path that stays at the source
 )
 
 // goal is one thing that the plan has to have.
@@ -64,6 +67,7 @@ func (w *Want) goals() []goal {
 			g = append(g, goal{kind: kind, path: path.Clean("/" + p)})
 		}
 	}
+	add(goalRemote, w.Remote)
 	add(goalLocal, w.Local)
 	add(goalWhole, w.With)
 	add(goalPath, w.Cwd)
@@ -115,7 +119,7 @@ func (s *Store) decide(ctx context.Context) error {
 			s.mu.Unlock()
 			return s.decideRest(ctx)
 		}
-		i := max(0, slices.IndexFunc(s.goals, func(g goal) bool { return g.kind == goalLocal })) // first: nothing below them needs a look
+		i := max(0, slices.IndexFunc(s.goals, func(g goal) bool { return g.kind >= goalLocal })) // first: nothing below them needs a look
 		g := s.goals[i]
 		s.mu.Unlock()
 		done, err := s.reach(ctx, g)
@@ -209,8 +213,11 @@ func (s *Store) reach(ctx context.Context, g goal) (done bool, err error) {
 			return false, fmt.Errorf("find path of node %d: %w", g.node, err)
 		}
 	}
-	if g.kind == goalLocal {
+	switch g.kind {
+	case goalLocal:
 		return true, s.reachLocal(ctx, p)
+	case goalRemote:
+		return true, s.reachRemote(ctx, p)
 	}
 	write := g.kind == goalChanged || g.kind == goalWhole
 	w, err := s.walk(ctx, p, write)

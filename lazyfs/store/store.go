@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -99,6 +100,8 @@ type Store struct {
 	byNode   map[uint64]*object
 	opens    map[uint64]*opens
 	strange  map[uint64]struct{} // nodes that were opened or changed and are no objects
+	away     map[uint64]struct{} // nodes that were found in what stays at the source
+	remote   []string            // that
 	dirty    map[*object]struct{}
 	wake     chan struct{}
 	settling int                // calls of Settle that wait or are at work
@@ -138,7 +141,7 @@ func New(ctx context.Context, o Options) (*Store, error) {
 	}
 	s := &Store{
 		o: o, pace: newPace(o.Busy), hashing: make(chan struct{}, 2), surveying: make(chan struct{}, 1), parked: map[*object]struct{}{}, bound: map[uint64]string{},
-		byNode: map[uint64]*object{}, opens: map[uint64]*opens{}, strange: map[uint64]struct{}{}, dirty: map[*object]struct{}{},
+		byNode: map[uint64]*object{}, opens: map[uint64]*opens{}, strange: map[uint64]struct{}{}, away: map[uint64]struct{}{}, dirty: map[*object]struct{}{},
 		wake: make(chan struct{}, 1), hidden: -1, foreign: map[string]int{}, touched: map[*object]int{},
 	}
 	s.plan.init()
@@ -215,6 +218,9 @@ func (s *Store) Move(w Want) {
 	clear(s.plan.bad)
 	s.rests = false
 	s.mu.Lock()
+	for _, p := range w.Remote {
+		s.remote = append(s.remote, path.Clean("/"+p))
+	}
 	s.goals = append(s.goals, s.wants...) // all anew: what could not be may be now
 	for node := range s.opens {
 		s.goals = append(s.goals, goal{kind: goalOpen, node: node})

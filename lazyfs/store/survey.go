@@ -50,6 +50,7 @@ const (
 type survey struct {
 	s     *Store
 	node  uint64
+	path  string
 	base  string // of the target
 	slots chan struct{}
 
@@ -65,7 +66,7 @@ type missing struct {
 }
 
 func (s *Store) surveyTree(ctx context.Context, node uint64, p string) (*summary, error) {
-	v := &survey{s: s, node: node, base: s.own(p), slots: make(chan struct{}, surveyors)}
+	v := &survey{s: s, node: node, path: p, base: s.own(p), slots: make(chan struct{}, surveyors)}
 	m := v.dir(ctx, "", nil)
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -115,7 +116,7 @@ func (v *survey) dir(ctx context.Context, rel string, in *missing) *summary {
 			in = &missing{}
 		}
 	}
-	if filepath.Join(v.base, rel) == v.s.skip() { // each host's own
+	if filepath.Join(v.base, rel) == v.s.skip() || v.s.stays(path.Join(v.path, rel)) { // each host's own; nothing of it comes
 		return m
 	}
 	theirs, err := v.scan(ctx, rel, false)

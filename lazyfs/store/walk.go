@@ -15,7 +15,7 @@ import (
 type walked struct {
 	up, o    *object
 	way      []*object // directories down to up
-	at       string    // there the target's own begins
+	at       string    // there the target's own begins, or what stays at the source
 	declared bool      // somebody has said so
 	pending  bool      // what a directory on the way will be is not known yet
 }
@@ -115,6 +115,20 @@ func (s *Store) reachLocal(ctx context.Context, p string) error {
 // below is a goal in something of the target's own: what is open must be the same there, and nothing may have been changed. False: it is
 // another, though nobody has declared it to be the target's.
 func (s *Store) below(ctx context.Context, g goal, p string, w walked) (ok bool, err error) {
+	if s.stays(p) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if g.kind <= goalChanged {
+			s.away[g.node] = struct{}{}
+			if x := s.opens[g.node]; x != nil {
+				x.bound = true
+			}
+		}
+		if g.kind == goalWhole {
+			s.plan.bad[p] = "is to come along, but " + w.at + " stays at the source"
+		}
+		return true, nil
+	}
 	kernel := kernelDirs[strings.SplitN(p, "/", 3)[1]]
 	if g.kind == goalOpen && !kernel {
 		a, err := s.o.Remote.GetAttr(ctx, g.node)

@@ -78,6 +78,9 @@ func (s *Store) change(node uint64, fn func(*object)) {
 	defer s.mu.Unlock()
 	o := s.byNode[node]
 	if o == nil {
+		if _, ok := s.away[node]; ok {
+			return
+		}
 		if _, ok := s.strange[node]; !ok {
 			s.strange[node] = struct{}{}
 			s.goals = append(s.goals, goal{kind: goalChanged, node: node})

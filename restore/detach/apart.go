@@ -23,6 +23,7 @@ type Apart struct {
 	Group   *os.File // cgroup.procs of the tree
 	MountNS int      // as in Options, and so Dev
 	Dev     uint64
+	Remote  []string
 	// Settle is as in Options; it runs in this process. The Note stands in the outcome.
 	Settle func(ctx context.Context, inodes []uint64) (Settled, error)
 	// Outcome is the path of a file that is there once the tree is on its local files, before it runs: also when nobody hears of that. See ReadOutcome.
@@ -56,6 +57,7 @@ const (
 type config struct {
 	MountNS int
 	Dev     uint64
+	Remote  []string
 	Outcome string
 }
 
@@ -142,7 +144,7 @@ func (a Apart) Switch(ctx context.Context) (Outcome, error) {
 		_ = cmd.Wait() // how it ended is told by its last word
 		close(ended)
 	}()
-	if err := send(sock, opConfig, config{a.MountNS, a.Dev, a.Outcome}, append([]*os.File{a.Group}, a.Hold...)...); err != nil {
+	if err := send(sock, opConfig, config{a.MountNS, a.Dev, a.Remote, a.Outcome}, append([]*os.File{a.Group}, a.Hold...)...); err != nil {
 		_ = cmd.Process.Kill() // it knows nothing
 		<-ended
 		return Outcome{}, err

@@ -19,6 +19,8 @@
 //
 // Whatever fails before the pivot leaves the tree as it was.
 //
+// A directory may stay on the old file system on purpose (Options.Remote, remote.go): it is mounted in the new root, and what is in it is not moved.
+//
 // # A process of its own
 //
 // Ptrace ties a stopped tree to its tracer, so the switch has a process of its own (Apart, Main), started before the stop: it holds nothing of the old

@@ -133,7 +133,7 @@ func place(dev uint64) (string, error) {
 }
 
 // attach mounts the new root in the old one, and moves all that is mounted below the old one to the new one. back undoes it.
-func (m *mounts) attach(l Local, binds []int, dev uint64, move []string, shm bool) error {
+func (m *mounts) attach(l Local, binds []int, stay *staying, dev uint64, move []string, shm bool) error {
 	defer closeAll(binds)
 	return m.ns.do(func() error {
 		at, err := place(dev)
@@ -173,6 +173,11 @@ func (m *mounts) attach(l Local, binds []int, dev uint64, move []string, shm boo
 		}
 		if err := bind(false); err != nil {
 			return err
+		}
+		for i, p := range stay.paths { // they go with the new root if that is undone
+			if err := moveMount(stay.mounts[i], "", m.root, below(p)); err != nil {
+				return fmt.Errorf("mount %s, which stays at the source: %w", p, err)
+			}
 		}
 		if shm && !slices.ContainsFunc(l.Binds, func(b Bind) bool { return b.Path == shmPath }) {
 			fd, err := m.newShm()

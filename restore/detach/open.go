@@ -86,7 +86,7 @@ func (w *switching) openAll() error {
 
 func (w *switching) openFiles() error {
 	for _, d := range w.s.descs {
-		if d.kind == inotify || d.kind == unixSocket {
+		if d.kind == inotify || d.kind == unixSocket || d.obj.stays {
 			continue
 		}
 		flags := d.info.flags & openFlags

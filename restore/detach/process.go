@@ -96,7 +96,7 @@ func (p *worker) run(cfg config, park func(string)) (Outcome, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	go p.listen(cancel)
-	o := Options{Tasks: p.tasks, MountNS: cfg.MountNS, Dev: cfg.Dev, Settle: p.settle, Log: p.log, park: park}
+	o := Options{Tasks: p.tasks, MountNS: cfg.MountNS, Dev: cfg.Dev, Remote: cfg.Remote, Settle: p.settle, Log: p.log, park: park}
 	o.committed = func(r Report) {
 		if err := file.publish(Outcome{r, p.note}); err != nil {
 			p.log.Error("the tree is on its local files, but that could not be recorded", "err", err)

@@ -13,10 +13,12 @@ import (
 
 // object is a file of the old file system.
 type object struct {
-	ino  uint64
-	mode uint32
-	size int64
-	path string // for people, and of sockets the name of their node
+	ino   uint64
+	mode  uint32
+	size  int64
+	path  string // for people, and of sockets the name of their node
+	names uint64
+	stays bool // a directory that is opened anew where it is (remote.go)
 }
 
 // description is an open file description that is replaced. All descriptors that share it share the new one.
@@ -79,6 +81,8 @@ type survey struct {
 	byFile    map[descKey][]*description // those that may be the same
 	epolls    []*epollSet
 	stuck     []string
+	remote    []string          // Options.Remote
+	left      map[uint64]string // files in use that stay → path; empty: it has no name
 }
 
 type descKey struct {
@@ -103,7 +107,7 @@ func (s *survey) stick(format string, args ...any) {
 
 // look surveys the tasks. In a tree that runs what comes and goes meanwhile is passed over.
 func look(o *Options, tasks []*task, flags flagCache) (*survey, error) {
-	s := &survey{dev: o.Dev, byFile: map[descKey][]*description{}}
+	s := &survey{dev: o.Dev, byFile: map[descKey][]*description{}, remote: o.Remote, left: map[uint64]string{}}
 	rootNS, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", o.MountNS))
 	if err != nil {
 		return nil, fmt.Errorf("find mount namespace of the tree: %w", err)
@@ -202,6 +206,9 @@ func (s *survey) lookAt(p *process, rootIno uint64, flags flagCache) error {
 		if p.maps, err = mapsOf(p.tid, s.dev); err != nil {
 			return err
 		}
+		if p.maps, err = s.mapsThatMove(p.tid, p.maps); err != nil {
+			return err
+		}
 		if err := flags.fill(p, s.dev); err != nil {
 			return err
 		}
@@ -217,7 +224,7 @@ func (s *survey) lookAt(p *process, rootIno uint64, flags flagCache) error {
 	return nil
 }
 
-// object is what a link of /proc refers to, nil if it is not on the old file system.
+// object is what a link of /proc refers to, nil if it is not on the old file system, or stays there as it is.
 func (s *survey) object(link string) (*object, error) {
 	st, err := Peek(link)
 	if err != nil {
@@ -230,144 +237,16 @@ func (s *survey) object(link string) (*object, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &object{ino: st.Ino, mode: st.Mode, size: st.Size, path: path}, nil
+	o := &object{ino: st.Ino, mode: st.Mode, size: st.Size, path: path, names: st.Nlink}
+	if s.stays(path) && !s.leave(o) {
+		return nil, nil
+	}
+	return o, nil
 }
 
 func capable(tid, c int) bool {
 	v, err := strconv.ParseUint(statusOf(tid, "CapEff"), 16, 64)
 	return err == nil && v&(1<<c) != 0
-}
-
-func (s *survey) lookAtFiles(p *process) error {
-	fds, err := numbers(p.proc("fd"))
-	if err != nil {
-		return err
-	}
-	slices.Sort(fds)
-	pidfd := -1
-	defer func() {
-		if pidfd >= 0 {
-			unix.Close(pidfd)
-		}
-	}()
-	for _, fd := range fds {
-		link := p.proc("fd/%d", fd)
-		name, err := os.Readlink(link)
-		if err != nil {
-			continue // closed meanwhile
-		}
-		d := &description{pid: p.pid, tid: p.tid, fd: fd}
-		switch {
-		case strings.HasPrefix(name, "/"):
-			err = s.lookAtFile(d, link)
-		case name == "anon_inode:inotify":
-			d.kind = inotify
-			err = s.lookAtWatches(d)
-		case name == "anon_inode:[fanotify]":
-			s.stick("process %d has a fanotify descriptor (%d), which can't be moved", p.pid, fd)
-			continue
-		case strings.HasPrefix(name, "socket:"):
-			if pidfd < 0 {
-				if pidfd, err = unix.PidfdOpen(p.pid, 0); err != nil {
-					return err
-				}
-			}
-			err = s.lookAtSocket(d, pidfd)
-		case name == "anon_inode:[eventpoll]":
-			if err := s.lookAtEpoll(p, fd); err != nil && !errors.Is(err, unix.ENOENT) {
-				return err
-			}
-			continue
-		default:
-			continue
-		}
-		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EBADF) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("descriptor %d: %w", fd, err)
-		}
-		if d.obj.ino == 0 {
-			continue // it has nothing to do with the old file system
-		}
-		if err := s.add(p, d); err != nil {
-			return fmt.Errorf("descriptor %d: %w", fd, err)
-		}
-	}
-	return nil
-}
-
-func (s *survey) lookAtFile(d *description, link string) error {
-	obj, err := s.object(link)
-	if err != nil || obj == nil {
-		return err
-	}
-	if d.info, err = readFDInfo(d.tid, d.fd); err != nil {
-		return err
-	}
-	d.obj = *obj
-	what := fmt.Sprintf("process %d has %s open (descriptor %d)", d.pid, obj.path, d.fd)
-	if d.info.lease {
-		s.stick("%s with a lease", what)
-	}
-	if d.info.flags&unix.O_PATH != 0 {
-		return nil
-	}
-	switch obj.mode & unix.S_IFMT {
-	case unix.S_IFREG:
-	case unix.S_IFDIR:
-		d.kind = directory
-		if d.info.pos != 0 {
-			s.stick("%s and has read a part of that directory", what)
-		}
-	case unix.S_IFCHR:
-		d.kind = device
-		st, err := Peek(link)
-		if err != nil {
-			return err
-		}
-		if unix.Major(st.Rdev) != 1 { // null, zero, random …: any other may have a state
-			s.stick("%s, a device", what)
-		}
-	default:
-		s.stick("%s, which is neither file nor directory", what)
-	}
-	return nil
-}
-
-// add finds out whether the description is one that has been seen, and adds the descriptor.
-func (s *survey) add(p *process, d *description) error {
-	k := descKey{d.obj.ino, d.info.flags &^ unix.O_CLOEXEC, d.info.pos, d.kind}
-	cloexec := d.info.flags&unix.O_CLOEXEC != 0
-	for _, l := range d.info.locks {
-		if l.kind == "POSIX" && !slices.Contains(p.locks, posixLock{d.fd, l.lk}) {
-			p.addLock(d, l.lk)
-		}
-	}
-	for _, q := range s.byFile[k] {
-		same, err := kcmp(p.tid, q.tid, kcmpFile, uint64(d.fd), uint64(q.fd))
-		if err != nil && !errors.Is(err, unix.EBADF) && !errors.Is(err, unix.ESRCH) {
-			return err
-		}
-		if same && err == nil {
-			p.fds = append(p.fds, descriptor{d.fd, cloexec, q})
-			return nil
-		}
-	}
-	s.byFile[k] = append(s.byFile[k], d)
-	s.descs = append(s.descs, d)
-	p.fds = append(p.fds, descriptor{d.fd, cloexec, d})
-	return nil
-}
-
-// addLock adds a POSIX lock, which every descriptor of its file shows.
-func (p *process) addLock(d *description, lk unix.Flock_t) {
-	for _, o := range p.fds {
-		if o.desc.obj.ino == d.obj.ino && slices.Contains(p.locks, posixLock{o.fd, lk}) {
-			return
-		}
-	}
-	p.locks = append(p.locks, posixLock{d.fd, lk})
 }
 
 // inodes are those whose local files are needed.
@@ -393,6 +272,9 @@ func (s *survey) inodes() []uint64 {
 		for _, w := range d.watch {
 			all = append(all, w.ino)
 		}
+	}
+	for ino := range s.left { // which should not be there
+		all = append(all, ino)
 	}
 	slices.Sort(all)
 	return slices.Compact(all)

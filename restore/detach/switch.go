@@ -22,6 +22,7 @@ type Options struct {
 	// Settle is called when the tree is stopped: it brings the last bytes over and says where the local files of these inodes are. An error lets the
 	// tree go on as before.
 	Settle func(ctx context.Context, inodes []uint64) (Local, error)
+	Remote []string // directories that stay on the old file system, at their places below the new root
 	Log    *slog.Logger
 
 	committed func(Report)       // all is in its place, and nothing runs yet
@@ -37,6 +38,7 @@ type Report struct {
 	Threads     int
 	Descriptors int
 	Mappings    int
+	Remote      int // files and directories in use that stay on the old file system
 }
 
 // Broken says that the switch failed after it could no longer be undone.
@@ -169,6 +171,11 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, dbs databa
 	if err := s.writeBack(ctx); err != nil {
 		return err
 	}
+	stay, err := o.openStaying(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer stay.close()
 	began := time.Now()
 	local, err := o.Settle(ctx, s.inodes())
 	rep.SettleMS = ms(time.Since(began))
@@ -177,6 +184,9 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, dbs databa
 	}
 	if local.Files == nil {
 		local.Files = map[uint64]string{}
+	}
+	if err := s.apart(local); err != nil {
+		return err
 	}
 	o.park("settled")
 	local.Files[s.root] = "/"
@@ -187,10 +197,11 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, dbs databa
 	defer m.close()
 	w := &switching{o: o, s: s, local: local, dbs: dbs, opened: map[fileKey]*os.File{}}
 	defer w.close()
+	stay.take(w)
 	if err := o.stopped.bind(true); err != nil { // from here on the tree is not what it was before
 		return err
 	}
-	err = m.attach(local, binds, o.Dev, move, shm)
+	err = m.attach(local, binds, stay, o.Dev, move, shm)
 	if err == nil {
 		w.inRoot, err = newFSThread(func() error {
 			if err := unix.Fchdir(m.root); err != nil {
@@ -217,7 +228,7 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, dbs databa
 			err = errors.Join(err, cerr)
 		}
 	}
-	rep.Processes = len(s.processes)
+	rep.Processes, rep.Remote = len(s.processes), len(s.left)
 	if err != nil {
 		err = &Broken{err}
 	}

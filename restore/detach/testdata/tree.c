@@ -39,8 +39,8 @@ static void fail(const char *f, ...) {
 
 struct box { volatile uint64_t a, b, child, eintr, asleep; };
 static struct box *box; // shared mapping of /shared
-static int data, dupdata, cloexec, gone, logfd, dirfd_, locked, flocked, ofd, ino, lis, dgram, ep, epl, opath, wd1, wd3;
-static char *priv, *ro;
+static int data, dupdata, cloexec, gone, logfd, dirfd_, locked, flocked, ofd, ino, lis, dgram, ep, epl, opath, wd1, wd3, stay, staydir;
+static char *priv, *ro, *staymap;
 static int idle[2], childcmd[2], childans[2];
 static volatile int ticks;
 static pid_t child, nobody, ignores, halted, zombie;
@@ -117,6 +117,7 @@ static int child_loop(void) {
 static int plain(int uid, int how) { // a process that waits, with an open file
 	pid_t p = fork();
 	if (p) return p;
+	if (how == 0) MUST(!chdir("/stays/in"));
 	signal(SIGTRAP, how == 1 ? SIG_IGN : SIG_DFL);
 	if (how == 2) {
 		sigset_t s;
@@ -141,6 +142,7 @@ static int try(int (*f)(void)) {
 }
 static int posix_free(void) { int f = open("/locked", O_RDWR); struct flock l = {F_WRLCK, SEEK_SET, 10, 5, 0}; return !fcntl(f, F_SETLK, &l); }
 static int flock_free(void) { return !flock(open("/flocked", O_RDWR), LOCK_EX | LOCK_NB); }
+static int stay_free(void) { return !flock(open("/stays/f", O_RDWR), LOCK_EX | LOCK_NB); }
 static int ofd_free(void) { int f = open("/ofd", O_RDWR); struct flock l = {F_WRLCK, SEEK_SET, 0, 0, 0}; return !fcntl(f, F_OFD_SETLK, &l); }
 
 static void setup(void) {
@@ -178,6 +180,11 @@ static void setup(void) {
 	MUST((ofd = open("/ofd", O_RDWR | O_CREAT, 0666)) > 0);
 	struct flock lo = {F_WRLCK, SEEK_SET, 0, 0, 0};
 	MUST(!fcntl(ofd, F_OFD_SETLK, &lo));
+	mkdir("/stays", 0755); mkdir("/stays/in", 0755); // what one of the tests leaves where it is
+	MUST((stay = open("/stays/f", O_RDWR | O_CREAT, 0666)) > 0 && write(stay, "stays", 5) == 5);
+	MUST(!flock(stay, LOCK_EX));
+	MUST((staydir = open("/stays/in", O_RDONLY | O_DIRECTORY)) > 0);
+	MUST((staymap = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, stay, 0)) != MAP_FAILED);
 	ino = inotify_init1(IN_NONBLOCK);
 	wd1 = inotify_add_watch(ino, "/work/sub", IN_CREATE | IN_DELETE);
 	int w2 = inotify_add_watch(ino, "/", IN_MOVE);
@@ -263,6 +270,16 @@ static void check(void) {
 	close(f);
 	WANT(box->eintr == 0);
 	WANT(!try(posix_free)); WANT(!try(flock_free)); WANT(!try(ofd_free));
+	f = open("/stays/f", O_RDWR);
+	WANT(lseek(stay, 0, SEEK_CUR) == 5 && pread(f, b, 100, 0) == 5 && !memcmp(b, "stays", 5));
+	staymap[1] = 'T';
+	WANT(pread(f, b, 5, 0) == 5 && !memcmp(b, "sTays", 5) && pwrite(f, "st", 2, 0) == 2 && staymap[1] == 't');
+	close(f);
+	WANT(!try(stay_free));
+	WANT(!fstatat(staydir, "../..", &st, 0) && !stat("/", &st2) && st.st_ino == st2.st_ino && st.st_dev == st2.st_dev);
+	WANT(!fstat(staydir, &st) && !stat("/stays/in", &st2) && st.st_ino == st2.st_ino && st.st_dev == st2.st_dev);
+	snprintf(b, sizeof b, "/proc/%d/cwd/../../data", nobody); // as it would find it
+	WANT(!stat(b, &st) && !stat("/data", &st2) && st.st_ino == st2.st_ino && st.st_dev == st2.st_dev);
 	WANT(getcwd(b, sizeof b) && !strcmp(b, "/work/sub"));
 	close(open("made", O_CREAT | O_WRONLY, 0600));
 	struct epoll_event e[4];
