@@ -216,7 +216,7 @@ func (h *hierarchy) await(ctx context.Context, cg, key string, want bool, limit 
 		}
 		left := time.Until(deadline)
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 		if left <= 0 {
 			return fmt.Errorf("cgroup %s: %s is not %v after %v: %w", cg, key, want, limit, errTimeout)

@@ -46,7 +46,7 @@ func (d *Dump) stop(ctx context.Context, r *Result) error {
 		select {
 		case <-time.After(freezePause):
 		case <-ctx.Done():
-			return ctx.Err()
+			return context.Cause(ctx)
 		}
 	}
 }
@@ -92,7 +92,7 @@ func (d *Dump) freeze(ctx context.Context) (*Result, error) {
 	case <-d.dumped:
 		return nil, d.dumpErr
 	case <-ctx.Done():
-		return nil, ctx.Err()
+		return nil, context.Cause(ctx)
 	}
 	stage("dumped")
 	// CRIU lets the tasks go and ends meanwhile.

@@ -190,33 +190,58 @@ func Thaw(l Left) error {
 	if _, err := h.event(l.Cgroup, "populated"); err != nil {
 		return fmt.Errorf("thaw tree: %w: %w", ErrGone, err)
 	}
-	var errs []error
+	there, errs := l.unpin()
 	var mnt *os.File
-	for _, t := range l.Tasks {
-		if _, start, err := readStat(t.PID); err != nil || start != t.Start {
-			errs = append(errs, fmt.Errorf("process %d has ended", t.PID))
-			continue
+	for _, pid := range there {
+		if mnt, err = os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid)); err == nil {
+			defer mnt.Close()
+			break
 		}
-		if t.OOM != "" {
-			errs = append(errs, os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", t.PID), []byte(t.OOM), 0))
-		}
-		if !t.Stopped { // while it is frozen: takes pin's SIGSTOP back
-			errs = append(errs, unix.Kill(t.PID, unix.SIGCONT))
-		}
-		if mnt == nil {
-			if mnt, err = os.Open(fmt.Sprintf("/proc/%d/ns/mnt", t.PID)); err != nil {
-				errs = append(errs, err)
-			}
-		}
+		errs = append(errs, err)
 	}
 	if mnt == nil {
 		return fmt.Errorf("thaw tree: %w", errors.Join(append(errs, ErrGone)...))
 	}
-	defer mnt.Close()
 	u := l.Undo
 	u.CRIU = 0
 	if err := errors.Join(append(errs, rescue(&u, mnt, h))...); err != nil {
 		return fmt.Errorf("thaw tree: %w", err)
 	}
 	return nil
+}
+
+// TakeBack is Thaw in the process that has the frozen tree, and may be confined so that it can't enter a mount namespace any more.
+func (d *Dump) TakeBack(l Left) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state != stateGranted {
+		return fmt.Errorf("thaw tree of process %d: dump is %v: %w", d.o.PID, d.state, ErrState)
+	}
+	there, errs := l.unpin()
+	if len(there) == 0 {
+		return fmt.Errorf("thaw tree: %w", errors.Join(append(errs, ErrGone)...))
+	}
+	if err := errors.Join(append(errs, l.Undo.undo(d.h, d.thread.do))...); err != nil {
+		return fmt.Errorf("thaw tree: %w", err)
+	}
+	d.state = stateUndone
+	return nil
+}
+
+// unpin undoes pin while the tasks are frozen. It gives the PIDs of those that are there.
+func (l *Left) unpin() (there []int, errs []error) {
+	for _, t := range l.Tasks {
+		if _, start, err := readStat(t.PID); err != nil || start != t.Start {
+			errs = append(errs, fmt.Errorf("process %d has ended", t.PID))
+			continue
+		}
+		there = append(there, t.PID)
+		if t.OOM != "" {
+			errs = append(errs, os.WriteFile(fmt.Sprintf("/proc/%d/oom_score_adj", t.PID), []byte(t.OOM), 0))
+		}
+		if !t.Stopped { // takes pin's SIGSTOP back
+			errs = append(errs, unix.Kill(t.PID, unix.SIGCONT))
+		}
+	}
+	return there, errs
 }

@@ -88,5 +88,6 @@ func TestCutInRestore(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.eventually("B to give up", func() bool { return slices.Equal(r.states(r.l.B), []string{"target aborted"}) })
-	r.runsOn(m, ch, 4, "control connection")
+	r.runsOn(m, ch, 4, "the target has said nothing")
+	r.stood(m)
 }

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -149,7 +150,39 @@ func TestCutBeforeTheGrant(t *testing.T) {
 	if err := r.l.RestoreLink(r.ctx); err != nil {
 		t.Fatal(err)
 	}
-	r.runsOn(m, ch, 4, "control connection")
+	r.runsOn(m, ch, 4, "the target has said nothing")
+	r.stood(m)
+}
+
+// TestStallInTransfer: while images are on their way nothing comes through any more, and neither side is told. The source gives up, and its tree runs, before
+// anything else is heard of the target.
+func TestStallInTransfer(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=images:" + gate})
+	net := newProxy(r)
+	r.via = net.addr()
+	ch := r.checker(r.l.A, 64, 2)
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.parked(ag)
+	net.stall()
+	m := g.wait()
+	r.goesOn(r.l.A, ch.status)
+	net.goOn()
+	r.sh(r.l.B, "touch "+gate)
+	r.eventually("B to give up", func() bool { return slices.Equal(r.states(r.l.B), []string{"target aborted"}) })
+	r.runsOn(m, ch, 4, "the target has said nothing")
+	r.stood(m)
+}
+
+// stood tells how long the tree has stood still for nothing. TestSilentTarget of package migrate holds what it takes to notice to 2 s, by a clock
+// that no busy machine disturbs.
+func (r *rig) stood(m *moved) {
+	r.t.Helper()
+	frozen, failed := m.get("frozen"), m.get("failed")
+	if frozen == nil || failed == nil {
+		r.t.Fatalf("events: %+v", m.events)
+	}
+	r.t.Logf("%v from the freeze to the word that the tree runs", failed.Time.Sub(frozen.Time))
 }
 
 // TestCutAtTheGrant cuts the network between the source's grant and the target's: the tree runs nowhere until they speak again,

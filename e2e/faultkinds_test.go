@@ -31,14 +31,14 @@ var kills = []fault{
 	{name: "kill keeper", at: between("prepare", "grant"), want: ends(onB, nil), do: func(f *faulty) { f.kill(keeperPart) }},
 	{name: "kill agent", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.kill(agentPart) }},
 	{name: "kill handler", want: ends(either, nil), do: func(f *faulty) { f.kill(handlerPart) }},
-	{name: "kill guardian", at: slices.Concat(between("prepare", "restore"), between("grant", "switched")), want: func(p point) string {
+	{name: "kill guardian", want: func(p point) string {
 		switch {
-		case p.name == "grant": // the source gives away what is no more
-			return waits
-		case p.handed:
+		case p.name == "letgo": // whether it was let go can't be told
+			return frozen
+		case p.handed && p.name != "granted":
 			return gone
 		}
-		return onA
+		return onA // from the grant on with the target's proof that it never ran
 	}, do: func(f *faulty) { f.kill(guardianPart) }},
 	{name: "kill FUSE daemon", want: ends(onA, own(onB, "asked", "grant")), do: func(f *faulty) { f.kill(fuseDaemonPart) }},
 	{name: "kill FUSE keeper", want: ends(either, own(onB, "asked", "grant")), do: func(f *faulty) { f.kill(fuseKeeperPart) }},
@@ -49,12 +49,7 @@ var kills = []fault{
 		f.kill(carrierPart)
 		f.noStreams = true
 	}},
-	{name: "kill CRIU", at: between("prepare", "letgo"), want: func(p point) string {
-		if p.handed || p.name == "grant" || p.name == "asked" {
-			return frozen
-		}
-		return onA
-	}, do: func(f *faulty) {
+	{name: "kill CRIU", at: between("prepare", "letgo"), want: func(point) string { return onA }, do: func(f *faulty) {
 		if f.p.name == "dump" {
 			f.kill(part{true, criuPattern})
 		} else {

@@ -48,8 +48,7 @@ const (
 	onB    = "B"
 	either = "A or B"
 	gone   = "gone" // the capsule was ended on purpose
-	waits  = "held" // nobody runs it until a person decides, who decides for A
-	frozen = "lost" // it is frozen on A and dead on B, where it never ran: but B can't prove that
+	frozen = "lost" // it is frozen on A and dead on B; whether it ran there can't be told
 )
 
 // ends says how a case must end: want before the grant, and B after it, unless a point has its own.

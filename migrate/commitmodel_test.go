@@ -15,6 +15,7 @@ import "fmt"
 //	sFail             Record.append when that failed: retract              record.go
 //	sDurable          Source.commit: dump.Granted (SIGSTOPs, keeper ends)  source.go, dump/dump.go
 //	sServe            Source.whileServing: MsgGrant, MsgState              sourceserve.go
+//	sResume           Source.takeBack, ResumeHere: dump.Thaw               sourceserve.go, recover.go
 //	sUndo …           Source.undo: dump.Abort, MsgAbort, Enter(Aborted)    source.go; tellAborted in giveup.go
 //	keeper            KeeperMain after the end of its input                dump/keeper.go
 //	recover, resume   `lazymig recover [--resume-source]`: what it may do
@@ -27,7 +28,7 @@ import "fmt"
 //	tFinished         Target.letGo: capsule.Release                                target.go, restore/restoring.go
 //	tReleased         Target.whileRunning: Enter(Resumed)                          targetrun.go
 //	tRun              Target.whileRunning                                          targetrun.go
-//	tAbort, tKilled   Target.run: cleanup, then Enter(Aborted)                     target.go
+//	tAbort, tKilled   Target.giveUp: cleanUp, then Enter(Aborted), or voidGrant    target.go
 //	tIdle             an agent that was started again: goOn, sweepOne              agent.go, sweep.go
 //	guardian          guardian.serve: the agent is gone                            restore/guardian.go
 //
@@ -193,6 +194,9 @@ func (b broken) source(s state, add, fault func(string, state)) {
 		}
 		add("source checks the freeze", n)
 	case sChecked:
+		n.sp = sUndo
+		add("source hears that the target gives up", n)
+		n = s
 		n.sc, n.sp = Granted, sWrote
 		add("source writes granted", n)
 		n.sp = sFail
@@ -301,11 +305,11 @@ func (b broken) serve(s state, add func(string, state)) {
 		n = s
 		n.net |= mTakeBack
 		add("source asks for the tree back", n)
-		if s.net&mTargetAborted != 0 || b.emptyIsProof && s.net&mTargetUnknown != 0 {
-			n = s
-			n.sc, n.sd, n.sp = Aborted, Aborted, sResume
-			add("source has the target's proof, records aborted", n)
-		}
+	}
+	if s.net&mTargetAborted != 0 || s.op && b.emptyIsProof && s.net&mTargetUnknown != 0 {
+		n = s
+		n.sc, n.sd, n.sp = Aborted, Aborted, sResume
+		add("source has the target's proof, records aborted", n)
 	}
 	if s.net&(mDrained|mTargetEnded) != 0 && s.tree == treeStopped {
 		n = s
@@ -393,6 +397,7 @@ func (b broken) target(s state, add, fault func(string, state)) {
 			add("target is asked for proof", n)
 		}
 		fault("agent ends", n)
+		fault("criu dies over the tree that it holds", n)
 	case tGot:
 		n.tc, n.tp = Granted, tGrantWrote
 		add("target writes granted", n)
@@ -404,6 +409,9 @@ func (b broken) target(s state, add, fault func(string, state)) {
 	case tGranted:
 		n.cap, n.tp = capFinished, tFinished
 		add("target lets criu finish", n)
+		n = s
+		n.tp = tAbort
+		fault("criu dies over the tree that it holds: the guardian proves that it never ran", n)
 	case tFinished:
 		n.cap, n.tran, n.tp = capRuns, true, tReleased
 		add("target releases the tree", n)

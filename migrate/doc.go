@@ -24,7 +24,7 @@
 //	  │ ◄────────────── MsgResumed ───────────
 //
 // Before the source's "granted" is on disk every failure thaws the source and kills what the target holds; after it
-// the source never thaws. A lost MsgGrant is resolved by asking: the target, with "asked" on disk, keeps the tree held; the source
+// the source never thaws, but with the target's proof that the tree never ran. A lost MsgGrant is resolved by asking: the target, with "asked" on disk, keeps the tree held; the source
 // dials again and says what its record says: grant (again; it is idempotent) or abort. A target that does not know the ID, or holds nothing,
 // answers so, and the source keeps what it has: it never runs the tree by itself.
 //
@@ -48,8 +48,9 @@
 // Before the grant the keeper thaws, and the warden says so to the target for as long as it takes. A record's lock sees to it that one process at a time
 // drives a migration; tasks are known by PID, start and boot.
 //
-// What is left to a person is in recover.go. A source may take a tree back after the grant only if the target proves that it never ran: its "aborted" is on disk after what it
-// held is dead, and it says aborted to nobody before. The source's own "aborted" is on disk before it thaws.
+// A source may take a tree back after the grant only if the target proves that it never ran: its "aborted" is on disk after what it held is dead, and it says aborted
+// to nobody before. The source's own "aborted" is on disk before it thaws. It does so by itself (Source.takeBack) when the target had to give up: its agent was told to end, or
+// guardian or CRIU died over the tree that they held. What is left to a person is in recover.go.
 //
 // # Trust boundary
 //

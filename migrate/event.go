@@ -16,6 +16,7 @@ type Event struct {
 	DumpMS      float64 `json:"dump_ms,omitempty"`
 	TransferMS  float64 `json:"transfer_ms,omitempty"`
 	RestoreMS   float64 `json:"restore_ms,omitempty"`
+	FillMS      float64 `json:"fill_ms,omitempty"` // memory that came before the resume, where the mode wants that
 	GrantMS     float64 `json:"grant_ms,omitempty"`
 	DrainMS     float64 `json:"drain_ms,omitempty"`
 	MemoryBytes uint64  `json:"memory_bytes,omitempty"` // present at the freeze
@@ -24,6 +25,8 @@ type Event struct {
 	Faults      uint64  `json:"faults,omitempty"`
 	FaultP50US  float64 `json:"fault_p50_us,omitempty"`
 	FaultP99US  float64 `json:"fault_p99_us,omitempty"`
+	Prefetched  uint64  `json:"prefetched,omitempty"`      // pages, or steps of a stride, sent before the thread that goes there has faulted on them
+	PrefetchHit uint64  `json:"prefetch_hits,omitempty"`   // of those: passed without a fault
 	Forwarded   uint64  `json:"files_forwarded,omitempty"` // distinct files reached over the network
 	FileTrips   uint64  `json:"file_trips,omitempty"`      // round trips for files that the restore waited for, one after the other at worst
 	PageTrips   uint64  `json:"page_trips,omitempty"`      // the same for pages

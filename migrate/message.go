@@ -54,6 +54,8 @@ type prepareMsg struct {
 
 	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
 
+	Mode string `json:"mode,omitempty"` // ModePost if empty
+
 	Cleartext bool `json:"cleartext,omitempty"` // lanes but control may come without TLS
 
 	OnSourceLoss string `json:"on_source_loss,omitempty"` // LossWait (also if empty), LossKill
@@ -73,6 +75,9 @@ func (m *prepareMsg) check() error {
 		if len(s) > maxWord {
 			return fmt.Errorf("%d bytes where a word is expected", len(s))
 		}
+	}
+	if m.Mode != "" && !CheckMode(m.Mode) {
+		return fmt.Errorf("mode %.20q", m.Mode)
 	}
 	if len(m.Stdio) > unix.PathMax {
 		return fmt.Errorf("a path of %d bytes", len(m.Stdio))
@@ -182,6 +187,7 @@ type clockMsg struct {
 
 type heldMsg struct {
 	RestoreMS float64 `json:"restore_ms"`
+	FillMS    float64 `json:"fill_ms,omitempty"` // after that: memory
 }
 
 type resumedMsg struct {
@@ -196,6 +202,9 @@ type progressMsg struct {
 	Faults     uint64  `json:"faults"`
 	FaultP50US float64 `json:"fault_p50_us"`
 	FaultP99US float64 `json:"fault_p99_us"`
+
+	Prefetched   uint64 `json:"prefetched,omitempty"`
+	PrefetchHits uint64 `json:"prefetch_hits,omitempty"`
 
 	Cores []string `json:"cores,omitempty"` // dumped before the drain, not whole
 }

@@ -123,15 +123,16 @@ func (r *Record) Enter(s State, note string) error {
 	return r.append(e)
 }
 
-// TakeBack writes that a grant is void, which no state machine may do: only who has the proof that the tree never ran on the target (recover.go).
+// TakeBack writes that a grant is void, which is no step of the state machine: on the source with the proof that the tree never ran on the target, on
+// the target when what held the tree is dead and has never let it go.
 func (r *Record) TakeBack(note string) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	e := r.last
-	if e.Side != SideSource || e.State != Granted && e.State != LostTree {
+	if e.State != Granted && (e.Side != SideSource || e.State != LostTree) {
 		return fmt.Errorf("record of migration %v: %q can't be taken back", r.ID, e.State)
 	}
-	e.State, e.Note = Aborted, note
+	e.State, e.Note = Aborted, trim(note)
 	return r.write(e)
 }
 

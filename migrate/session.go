@@ -22,7 +22,7 @@ type frame struct {
 	p []byte
 }
 
-// session is one control connection in use: a goroutine reads frames and answers pings, another sends pings; a peer that is
+// session is one control connection in use: a goroutine reads frames, another sends pings and answers them; a peer that is
 // silent for too long counts as lost. frames is closed at the end, err says why then.
 type session struct {
 	c      *wire.Conn
@@ -30,6 +30,11 @@ type session struct {
 	frames chan frame
 	err    error // after frames is closed
 	relay  atomic.Pointer[streamTaker]
+	beat   *time.Ticker // of pings
+	pongs  chan uint64  // to be sent
+	heard  hearing
+
+	progress func(progressMsg) // called by await for what a target says of how far it is; nil: nothing is expected
 
 	quit chan struct{}
 	once sync.Once
@@ -43,7 +48,8 @@ type streamTaker interface {
 }
 
 func newSession(c *wire.Conn, r streamTaker) *session {
-	s := &session{c: c, frames: make(chan frame, 16), quit: make(chan struct{}), done: make(chan struct{})}
+	s := &session{c: c, frames: make(chan frame, 16), pongs: make(chan uint64, 1), quit: make(chan struct{}), done: make(chan struct{})}
+	s.beat = time.NewTicker(pingEvery)
 	s.carry(r)
 	s.wg.Go(s.read)
 	s.wg.Go(s.ping)
@@ -59,19 +65,25 @@ func (s *session) carry(r streamTaker) {
 }
 
 func (s *session) read() {
+	defer s.c.Close() // or our pings would tell the peer that we hear it
 	defer close(s.frames)
 	for {
 		_ = s.c.Net().SetReadDeadline(time.Now().Add(silence)) // fails only when closed, and then so does the read
+		s.heard.listen()
 		h, p, err := s.c.Recv()
+		s.heard.something()
+		if gone := s.heard.gone.Load(); gone != nil {
+			err = *gone
+		}
 		if err != nil {
 			s.err = fmt.Errorf("control connection: %w", err)
 			return
 		}
 		switch h.Type {
 		case wire.MsgPing:
-			if err := s.c.Send(wire.MsgPong, 0, h.ID); err != nil {
-				s.err = fmt.Errorf("control connection: %w", err)
-				return
+			select {
+			case s.pongs <- h.ID: // not here: it waits for a frame that is on its way, on a slow link for long
+			default: // nor is it needed then
 			}
 			continue
 		case wire.MsgPong:
@@ -94,16 +106,19 @@ func (s *session) read() {
 }
 
 func (s *session) ping() {
-	t := time.NewTicker(pingEvery)
-	defer t.Stop()
+	defer s.beat.Stop()
 	for {
+		var err error
 		select {
-		case <-t.C:
-			if s.send(wire.MsgPing, nil) != nil {
-				s.c.Close() // the reader tells
-				return
-			}
+		case <-s.beat.C:
+			err = s.send(wire.MsgPing, nil)
+		case id := <-s.pongs:
+			err = s.c.Send(wire.MsgPong, 0, id)
 		case <-s.quit:
+			return
+		}
+		if err != nil {
+			s.c.Close() // the reader tells
 			return
 		}
 	}
@@ -157,6 +172,12 @@ func (s *session) await(ctx context.Context, want wire.Type, v any, limit time.D
 					return err
 				}
 				dial(ctx, m)
+			case f.h.Type == wire.MsgProgress && s.progress != nil:
+				var m progressMsg
+				if err := decode(f.p, &m); err != nil {
+					return err
+				}
+				s.progress(m)
 			case f.h.Type == wire.MsgError:
 				return wire.ParseError(f.p)
 			default:

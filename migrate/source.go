@@ -37,6 +37,8 @@ type SourceOptions struct {
 	With  []string `json:"with,omitempty"`
 	Local []string `json:"local,omitempty"`
 
+	Mode string `json:"mode,omitempty"` // ModePost if empty
+
 	Remote []string `json:"remote,omitempty"` // directories whose files stay here, clean, none in another
 
 	Cleartext   bool   `json:"cleartext,omitempty"`    // pages and files without TLS
@@ -229,34 +231,42 @@ func (s *Source) untilGranted(ctx context.Context) error {
 	if err := s.findDatabases(); err != nil {
 		return stage("prepare", err)
 	}
+	ctx, unwatched := s.sess.watch(ctx)
+	defer unwatched()
 	if err := s.freeze(ctx); err != nil {
 		return stage("freeze", err)
 	}
 	began := time.Now()
 	if err := s.transfer(); err != nil {
+		if cause := context.Cause(ctx); cause != nil { // what was written to has been closed for it
+			err = cause
+		}
 		return stage("transfer", err)
 	}
 	s.times.TransferMS = ms(time.Since(began))
 	var held heldMsg
-	if err := s.sess.await(ctx, wire.MsgHeld, &held, restoreTime, s.dialed); err != nil {
+	if err := s.awaitHeld(ctx, &held); err != nil {
 		return stage("restore", err)
 	}
-	s.times.RestoreMS = held.RestoreMS
+	s.times.RestoreMS, s.times.FillMS = held.RestoreMS, held.FillMS
 	s.times.FileTrips = s.files.Stats().Waited - s.waited
 	s.times.PageTrips = s.pages.Stats().Urgent.Requests
 	if context.Cause(ctx) != nil {
 		return stage("restore", context.Cause(ctx))
 	}
 	s.grant = time.Now()
-	return stage("grant", s.commit())
+	return stage("grant", s.commit(ctx))
 }
 
 // commit is the handover's first half: after Enter(Granted) the tree never runs here again.
-func (s *Source) commit() error {
+func (s *Source) commit(ctx context.Context) error {
 	if err := s.dump.Check(); err != nil {
 		return err
 	}
 	park.At(s.log, "grant")
+	if err := s.refused(ctx); err != nil {
+		return err
+	}
 	if err := s.enter(Granted, ""); err != nil { // the keeper reads it there: from now on it does not thaw
 		return err
 	}
@@ -267,6 +277,32 @@ func (s *Source) commit() error {
 		return errors.Join(err, s.rec.Withdraw())
 	}
 	return nil
+}
+
+// refused says whether the target has said meanwhile that it can't take the tree any more: nothing is granted then, which is better than taken back. That the
+// connection has ended says nothing.
+func (s *Source) refused(ctx context.Context) error {
+	for {
+		select {
+		case f, ok := <-s.sess.frames:
+			switch {
+			case !ok:
+				return nil
+			case f.h.Type == wire.MsgError:
+				return wire.ParseError(f.p)
+			case f.h.Type == wire.MsgDial:
+				var m dialMsg
+				if err := decode(f.p, &m); err != nil {
+					return err
+				}
+				s.dialed(ctx, m)
+			default:
+				return fmt.Errorf("target says message %d while it waits for the grant", f.h.Type)
+			}
+		default:
+			return nil
+		}
+	}
 }
 
 func (s *Source) freeze(ctx context.Context) error {
@@ -286,7 +322,7 @@ func (s *Source) freeze(ctx context.Context) error {
 		return err
 	}
 	park.At(s.log, "frozen")
-	s.event(Event{Event: "frozen"})
+	s.event(Event{Event: "frozen", MemoryBytes: r.MemoryBytes})
 	return s.enter(Frozen, "")
 }
 

@@ -56,10 +56,12 @@ func (s *Source) serveOn(ctx context.Context) error {
 			s.sess.c.Close()
 			continue
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, errNeverRan):
+			return s.takeBack(err)
+		case err != nil:
 			return s.lost(err)
-		}
-		if end {
+		case end:
 			return nil
 		}
 	}
@@ -76,6 +78,34 @@ func (s *Source) lost(cause error) error {
 	err := errors.Join(cause, s.enter(LostTree, cause.Error()))
 	s.event(Event{Event: "failed", Stage: "drain", Error: err.Error(), SourceState: "frozen"})
 	return err
+}
+
+// errNeverRan is the target's proof: what it held is dead and was never let go, and "aborted" is on its disk.
+var errNeverRan = errors.New("the target has given the tree up before it ran there")
+
+// takeBack lets the tree run here again, after the target's proof. Not when its standard streams are carried: what has been read from them is not there any
+// more. Then a person decides, who has `recover --resume-source`.
+func (s *Source) takeBack(proof error) error {
+	if s.relay != nil {
+		return s.lost(fmt.Errorf("%w: the tree is frozen here and ran nowhere since", proof))
+	}
+	s.lanes.close()
+	err := s.rec.TakeBack(proof.Error()) // durable before the first instruction
+	if err != nil {
+		return s.lost(errors.Join(proof, err))
+	}
+	s.mu.Lock()
+	s.state = Aborted
+	s.mu.Unlock()
+	e := Event{Event: "failed", Stage: "grant", Error: proof.Error(), SourceState: "running"}
+	if err := s.dump.TakeBack(s.going.Left); err != nil {
+		proof = errors.Join(proof, err)
+		e.Error, e.SourceState = proof.Error(), "frozen"
+	} else {
+		s.log.Info("tree runs here again", "audit", true, "pid", s.opt.PID, "why", proof)
+	}
+	s.event(e)
+	return proof
 }
 
 // note records where the tree stands after the grant. A record that can't be written (a full disk) is told, and nothing else: the tree
@@ -158,7 +188,7 @@ func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
 			s.drained(m)
 			return false, nil
 		}
-		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US})
+		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US, Prefetched: m.Prefetched, PrefetchHit: m.PrefetchHits})
 	case wire.MsgFiles:
 		var m filesMsg
 		if err := decode(f.p, &m); err != nil {
@@ -185,8 +215,9 @@ func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
 		}
 		s.exited(m)
 		return true, nil
-	case wire.MsgError:
-		return false, wire.ParseError(f.p)
+	case wire.MsgError: // it gives up: what has become of the tree it says when it is asked, and has it on disk
+		s.log.Warn("the target gives up", "err", wire.ParseError(f.p))
+		s.sess.c.Close()
 	default:
 		s.log.Warn("unexpected message of the target", "type", f.h.Type)
 	}
@@ -210,7 +241,7 @@ func (s *Source) compareStates(m stateMsg) (bool, error) {
 	case LostTree:
 		return false, fmt.Errorf("the target has lost the tree (%s): it is frozen here", m.Note)
 	case Aborted:
-		return false, fmt.Errorf("the target gave up before it had the grant (%s): the tree is frozen here and ran nowhere since", m.Note)
+		return false, fmt.Errorf("%w (%s)", errNeverRan, m.Note)
 	}
 	return false, fmt.Errorf("the target does not know this migration any more (%s): the tree is frozen here; whether it runs there can't be told", m.Note)
 }
@@ -257,6 +288,7 @@ func (s *Source) drained(m progressMsg) {
 	s.note(Drained, "")
 	s.times.DrainMS = ms(time.Since(s.grant)) - s.times.GrantMS
 	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US = m.Faults, m.FaultP50US, m.FaultP99US
+	s.times.Prefetched, s.times.PrefetchHit = m.Prefetched, m.PrefetchHits
 	if s.files != nil {
 		st := s.files.Stats()
 		s.times.Forwarded = st.Files

@@ -41,6 +41,8 @@ type Target struct {
 	keep      bool               // the tree outlives this run
 	missing   map[wire.Lane]bool // lanes that have been asked for, or are to be
 	restoreMS float64
+	fillMS    float64
+	filled    *restore.Event // all memory was here before the grant
 	source    sourceWatch
 	progress  progressMsg
 	cores     []string // dumped, and not whole
@@ -152,6 +154,7 @@ func (t *Target) run(ctx context.Context, c *wire.Conn) error {
 		return err
 	}
 	s := newSession(c, nil)
+	s.beat.Reset(watchedPing) // until the grant
 	defer t.stopStdio()
 	defer func() {
 		s.close()
@@ -172,10 +175,24 @@ func (t *Target) giveUp(err error) error {
 	if cerr := t.cleanUp(); cerr != nil { // what is held may live: only an agent that finds it dead may say so
 		return errors.Join(err, cerr)
 	}
-	if t.State().Handed() {
+	switch {
+	case errors.Is(err, restore.ErrNeverRuns) && t.State() == Granted:
+		return errors.Join(err, t.voidGrant(err))
+	case t.State().Handed():
 		return errors.Join(err, t.enter(LostTree, err.Error()))
 	}
 	return errors.Join(err, t.enter(Aborted, err.Error())) // which is the proof that it never ran, and never will
+}
+
+// voidGrant records that a tree which was granted has never run here, nor will: what held it died before it was let go, and has been killed.
+func (t *Target) voidGrant(why error) error {
+	if err := t.rec.TakeBack(why.Error()); err != nil {
+		return err
+	}
+	t.mu.Lock()
+	t.state = Aborted
+	t.mu.Unlock()
+	return nil
 }
 
 // fail tells the source.
@@ -277,6 +294,9 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	}
 	t.stdio.restored()
 	t.restoreMS = float64(time.Since(began).Microseconds()) / 1000
+	if err := t.beforeGrantAside(ctx, s, func(ctx context.Context) error { return t.fill(ctx, s) }); err != nil {
+		return false, err
+	}
 	if err := t.writeGoing(); err != nil {
 		return false, err
 	}
@@ -291,7 +311,7 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	}
 	t.stdio.stay()
 	park.At(t.log, "asked")
-	if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: t.restoreMS}); err != nil {
+	if err := s.send(wire.MsgHeld, heldMsg{RestoreMS: t.restoreMS, FillMS: t.fillMS}); err != nil {
 		t.log.Warn("ask for the grant", "err", err) // asked again on the next connection
 	}
 	granted, err := t.awaitGrant(s)

@@ -103,6 +103,15 @@ func (c *Client) Attached(kind wire.Lane) bool {
 // It doesn't wait for the answer. If it fails, done is not called; else done is called once, on the lane's reader, maybe before Fetch returns.
 // done must not wait for other answers, nor call Close.
 func (c *Client) Fetch(kind wire.Lane, req Request, dst []byte, done func(Reply, error)) error {
+	return c.fetch(kind, 0, req, dst, done)
+}
+
+// Prefetch is Fetch on the urgent lane of pages that nobody waits for yet: the source answers those first that somebody waits for.
+func (c *Client) Prefetch(req Request, dst []byte, done func(Reply, error)) error {
+	return c.fetch(wire.LaneUrgent, wire.FlagPrefetch, req, dst, done)
+}
+
+func (c *Client) fetch(kind wire.Lane, flags uint16, req Request, dst []byte, done func(Reply, error)) error {
 	if err := req.check(); err != nil {
 		return err
 	}
@@ -110,10 +119,10 @@ func (c *Client) Fetch(kind wire.Lane, req Request, dst []byte, done func(Reply,
 		return fmt.Errorf("fetch %d pages into %d bytes: %w", req.Pages, len(dst), syscall.EINVAL)
 	}
 	var b [requestSize]byte
-	return c.send(kind, wire.MsgPages, req.appendTo(b[:0]), &call{pages: req.Pages, dst: dst, done: done})
+	return c.send(kind, wire.MsgPages, flags, req.appendTo(b[:0]), &call{pages: req.Pages, dst: dst, done: done})
 }
 
-func (c *Client) send(kind wire.Lane, t wire.Type, payload []byte, cl *call) error {
+func (c *Client) send(kind wire.Lane, t wire.Type, flags uint16, payload []byte, cl *call) error {
 	c.mu.Lock()
 	l, closed := c.lanes[kind], c.closed
 	c.mu.Unlock()
@@ -135,7 +144,7 @@ func (c *Client) send(kind wire.Lane, t wire.Type, payload []byte, cl *call) err
 	}
 	l.calls[id] = cl
 	l.mu.Unlock()
-	if err := l.c.Send(t, 0, id, payload); err != nil {
+	if err := l.c.Send(t, flags, id, payload); err != nil {
 		// Half a frame may be on its way, so the lane has ended. Whoever takes the call out of the map tells of it.
 		l.end(fmt.Errorf("%w: %w", ErrLaneLost, err))
 		if l.take(id) != nil {

@@ -56,6 +56,67 @@ func TestUrgentPassesBulk(t *testing.T) {
 	}
 }
 
+// TestUrgentPassesPrefetch parks the first of many prefetching requests: those that somebody waits for are answered on the same lane all the same, and
+// then the others.
+func TestUrgentPassesPrefetch(t *testing.T) {
+	kerneltest.Leaks(t)
+	p := start(t)
+	s := newServer(t, Task{uint32(p.pid), p.pid})
+	plain := p.area(t, "plain")
+	ahead := Request{uint32(p.pid), plain.start, 16}
+	park, parked := make(chan struct{}), make(chan struct{}, 1000)
+	s.hookChunk = func(_ wire.Lane, r Request) {
+		if r == ahead {
+			parked <- struct{}{}
+			<-park
+		}
+	}
+	c := newClient(t)
+	attach(t, s, c, wire.LaneUrgent)
+	const n = maxAhead // one is answered, as many wait, and none is too many
+	done := make(chan error, n)
+	for range n {
+		if err := c.Prefetch(ahead, make([]byte, int(ahead.Pages)*PageSize), func(_ Reply, err error) { done <- err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "prefetching request being read", parked)
+	for range 100 {
+		checkPages(t, c, wire.LaneUrgent, p, plain, 100, 8)
+	}
+	if len(done) > 0 {
+		t.Error("a parked request was answered")
+	}
+	close(park)
+	for range n {
+		if err := await(t, "answer", done); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestPrefetchFlood asks for more ahead than waits: all of it is answered.
+func TestPrefetchFlood(t *testing.T) {
+	kerneltest.Leaks(t)
+	p := start(t)
+	s := newServer(t, Task{uint32(p.pid), p.pid})
+	c := newClient(t)
+	attach(t, s, c, wire.LaneUrgent)
+	const n = 20 * maxAhead
+	done := make(chan error, n)
+	for range n {
+		req := Request{uint32(p.pid), p.area(t, "plain").start, 4}
+		if err := c.Prefetch(req, make([]byte, int(req.Pages)*PageSize), func(_ Reply, err error) { done <- err }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range n {
+		if err := await(t, "answer", done); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestBulkStandsBack parks an urgent request: bulk does not begin another chunk until it is done.
 func TestBulkStandsBack(t *testing.T) {
 	kerneltest.Leaks(t)

@@ -193,7 +193,7 @@ func (c *Client) Layout(kind wire.Lane, req LayoutRequest, done func(Layout, err
 	if err := req.check(); err != nil {
 		return err
 	}
-	return c.send(kind, wire.MsgLayout, req.encode(), &call{laying: req, layout: done})
+	return c.send(kind, wire.MsgLayout, 0, req.encode(), &call{laying: req, layout: done})
 }
 
 // laid reads the answer to a Layout.

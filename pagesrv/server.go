@@ -143,10 +143,13 @@ func (s *Server) Serve(ctx context.Context, c *wire.Conn, lane wire.Lane) error 
 	}
 	sv := &serving{s: s, c: c, lane: lane, stats: s.stats(lane)}
 	var wg sync.WaitGroup
+	stopped := sv.startAhead()
 	for range n {
 		wg.Go(sv.work)
 	}
 	wg.Wait()
+	close(sv.ahead)
+	<-stopped
 	err := sv.err
 	switch {
 	case ctx.Err() != nil:
@@ -165,6 +168,7 @@ type serving struct {
 	c     *wire.Conn
 	lane  wire.Lane
 	stats *laneStats
+	ahead chan message // requests that nobody waits for, see prefetch.go
 
 	mu  sync.Mutex // held by the one who reads
 	err error      // under mu: why it ends
@@ -188,6 +192,9 @@ func (sv *serving) turn(buf []byte) bool {
 		if err != nil {
 			sv.endLocked(err)
 			break
+		}
+		if sv.putOff(h, p) {
+			continue
 		}
 		// A thread that is alone with the urgent requests keeps its turn: handing it on costs more than the answer.
 		if sv.lane == wire.LaneUrgent && !sv.c.Buffered() {
@@ -248,7 +255,8 @@ func (sv *serving) answer(h wire.Header, p []byte) error {
 	case wire.MsgLayout:
 		return sv.layout(h.ID, p)
 	}
-	if sv.lane == wire.LaneUrgent {
+	waited := sv.lane == wire.LaneUrgent && !prefetches(h) // a thread waits for it
+	if waited {
 		sv.s.gate.enter()
 		defer sv.s.gate.leave()
 	}
@@ -260,11 +268,11 @@ func (sv *serving) answer(h wire.Header, p []byte) error {
 	r := readings.Get().(*reading)
 	defer readings.Put(r)
 	r.req = req
-	if err := sv.read(r); err != nil {
+	if err := sv.read(r, waited); err != nil {
 		return sv.fail(h.ID, err)
 	}
 	parts := r.result()
-	if n := size(parts); sv.lane == wire.LaneUrgent {
+	if n := size(parts); waited {
 		sv.s.opts.Budget.Spend(n)
 	} else {
 		sv.s.opts.Budget.Memory(sv.s.done, n)
@@ -297,11 +305,11 @@ func (sv *serving) fail(id uint64, err error) error {
 	return sv.c.Send(wire.MsgError, 0, id, wire.MarshalError(err))
 }
 
-func (sv *serving) read(r *reading) error {
+func (sv *serving) read(r *reading, waited bool) error {
 	if err := r.req.check(); err != nil {
 		return err
 	}
-	if sv.lane == wire.LaneUrgent {
+	if waited {
 		return sv.s.read(r, MaxPages, func() { sv.s.chunk(sv.lane, r.req) })
 	}
 	return sv.s.read(r, chunkPages, func() {

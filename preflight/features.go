@@ -28,6 +28,8 @@ const (
 
 	// LazyShared: this release can take shared memory lazily, and the kernel, too. Needed at the target for that.
 	LazyShared = "lazy-shared-memory"
+	// Modes: this release knows in which order memory may come. Needed at the target for all but ModePost.
+	Modes = "modes"
 )
 
 // caps are the capabilities that are needed, by bit (include/uapi/linux/capability.h), named cap-….
@@ -42,6 +44,7 @@ func (f *Facts) readFeatures(proc string) {
 	const events = 1<<1 | 1<<2 | 1<<3 | 1<<6 // FORK, REMAP, REMOVE, UNMAP
 	have[featUffd] = got&events == events
 	have[LazyShared] = have[featUffd] && got&(1<<5) != 0 // MISSING_SHMEM, 4.11
+	have[Modes] = true
 	have[featPoison] = got&(1<<14) != 0
 	have[featPagemapScan] = pagemap.Probe().Scan
 	have[featFuse] = unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) == nil

@@ -48,11 +48,15 @@ type message struct {
 
 // errorText carries an error to another process of this host.
 type errorText struct {
-	Text  string
-	Errno unix.Errno
+	Text      string
+	Errno     unix.Errno
+	NeverRuns bool `json:",omitempty"` // it is ErrNeverRuns
 }
 
 func (e *errorText) Error() string { return e.Text }
+
+// Is finds ErrNeverRuns.
+func (e *errorText) Is(target error) bool { return e.NeverRuns && target == ErrNeverRuns }
 
 // Unwrap gives the errno to errors.Is.
 func (e *errorText) Unwrap() error {
@@ -68,7 +72,7 @@ func textOf(err error) *errorText {
 	if err == nil {
 		return nil
 	}
-	e := &errorText{Text: err.Error(), Errno: wire.ErrnoOf(err)}
+	e := &errorText{Text: err.Error(), Errno: wire.ErrnoOf(err), NeverRuns: errors.Is(err, ErrNeverRuns)}
 	if len(e.Text) > maxErrorText {
 		e.Text = e.Text[:maxErrorText]
 	}

@@ -17,6 +17,7 @@ const (
 	EventHandlerLost EventKind = "handler-lost" // a new one is on its way
 	EventProblem     EventKind = "problem"      // Text
 	EventCore        EventKind = "core"         // Text: a core dump lacks what had not come
+	EventNeverRuns   EventKind = "never-runs"   // Text: criu has died over the tree that it held, see ErrNeverRuns
 )
 
 // Event is one thing that happened.

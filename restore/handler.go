@@ -165,7 +165,7 @@ func (h *handler) wants() error {
 			return errMessage
 		}
 		lane := wire.LaneBulk
-		if m.want.Urgent {
+		if m.want.Urgent || m.want.Prefetch {
 			lane = wire.LaneUrgent
 		}
 		// All of it goes out from here, a change of goroutines less: frames are small, and not even those of all slots and
@@ -226,7 +226,13 @@ func (h *handler) fetch(lane wire.Lane, q *laneQueue, w slotWant, gen uint64) {
 			h.tell(failed(w, err))
 		}
 	}
-	if err := h.client.Fetch(lane, req, slotOf(h.mem, w.slot), done); err != nil {
+	var err error
+	if dst := slotOf(h.mem, w.slot); w.want.Prefetch {
+		err = h.client.Prefetch(req, dst, done)
+	} else {
+		err = h.client.Fetch(lane, req, dst, done)
+	}
+	if err != nil {
 		done(pagesrv.Reply{}, err)
 	}
 }

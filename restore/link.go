@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +27,7 @@ type link struct {
 	free   []uint32
 	flight map[uint64]slotWant
 	urgent []memory.Want // no slot yet
+	ahead  []memory.Want // prefetch; the engine bounds them
 	bulk   []memory.Want
 	bulks  int // in flight or being handed on
 	ended  bool
@@ -34,7 +36,7 @@ type link struct {
 	gone    chan error // gets why it has ended
 	watched bool       // by the engine's loop, which owns what follows
 	buf     []byte
-	todo    []linkMessage // bulk
+	todo    []linkMessage // for Work: what was prefetched, then bulk
 
 	surveys map[uint64]chan linkMessage // closed at the end
 }
@@ -82,10 +84,13 @@ func (l *link) Ask(w memory.Want) error {
 	if l.ended {
 		return errNoHandler
 	}
-	if w.Urgent {
+	switch {
+	case w.Urgent:
 		l.hub.asked(w.Task)
 		l.urgent = append(l.urgent, w)
-	} else {
+	case w.Prefetch:
+		l.ahead = append(l.ahead, w)
+	default:
 		l.bulk = append(l.bulk, w)
 	}
 	l.send()
@@ -99,6 +104,8 @@ func (l *link) send() {
 		switch {
 		case len(l.urgent) > 0:
 			w, l.urgent = l.urgent[0], l.urgent[1:]
+		case len(l.ahead) > 0:
+			w, l.ahead = l.ahead[0], l.ahead[1:]
 		case len(l.bulk) > 0 && l.bulks < slotCount-urgentOwn:
 			w, l.bulk = l.bulk[0], l.bulk[1:]
 			l.bulks++
@@ -227,10 +234,17 @@ func (l *link) take(m linkMessage) error {
 	l.mu.Lock()
 	delete(l.flight, m.seq)
 	l.mu.Unlock()
-	if m.want.Urgent {
+	switch { // as many as slots at most
+	case m.want.Urgent:
 		l.hand(m)
-	} else {
-		l.todo = append(l.todo, m) // as many as slots at most
+	case m.want.Prefetch:
+		i := slices.IndexFunc(l.todo, func(m linkMessage) bool { return !m.want.Prefetch })
+		if i < 0 {
+			i = len(l.todo)
+		}
+		l.todo = slices.Insert(l.todo, i, m)
+	default:
+		l.todo = append(l.todo, m)
 	}
 	return nil
 }
@@ -250,7 +264,7 @@ func (l *link) hand(m linkMessage) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.free = append(l.free, m.slot)
-	if !m.want.Urgent {
+	if !m.want.Urgent && !m.want.Prefetch {
 		l.bulks--
 	}
 	l.send()

@@ -105,6 +105,13 @@ func TestSlots(t *testing.T) {
 	if w := f.next(); w.want.Urgent || w.slot != first.slot {
 		t.Fatalf("a free slot went to %+v", w)
 	}
+	// What is prefetched goes before the bulk that waits, too.
+	if err := f.link.Ask(memory.Want{ID: 1001, Pages: 8, Prefetch: true}); err != nil {
+		t.Fatal(err)
+	}
+	if w := f.next(); !w.want.Prefetch {
+		t.Fatalf("before what is prefetched comes %+v", w)
+	}
 	if err := f.link.Ask(memory.Want{Pages: pagesrv.MaxPages + 1}); !errors.Is(err, unix.EINVAL) {
 		t.Errorf("%d pages: %v", pagesrv.MaxPages+1, err)
 	}

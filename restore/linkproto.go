@@ -58,6 +58,7 @@ func (w slotWant) encode() []byte {
 	e.U64(w.want.Addr)
 	e.U32(w.want.Pages)
 	e.Bool(w.want.Urgent)
+	e.Bool(w.want.Prefetch)
 	return e.B
 }
 
@@ -125,7 +126,7 @@ func parseLink(b []byte) (linkMessage, error) {
 		m.slots = d.U32()
 	case linkWant:
 		m.seq, m.slot = d.U64(), d.U32()
-		m.want = memory.Want{Task: d.U32(), Addr: d.U64(), Pages: d.U32(), Urgent: d.Bool()}
+		m.want = memory.Want{Task: d.U32(), Addr: d.U64(), Pages: d.U32(), Urgent: d.Bool(), Prefetch: d.Bool()}
 	case linkBrought:
 		m.seq, m.slot, m.bytes = d.U64(), d.U32(), d.U32()
 		n := d.Count(5)

@@ -30,6 +30,7 @@ type restoring struct {
 	ready   chan struct{} // closed at pre-resume: nothing is left to be done but to let the tree run
 	release chan struct{} // closed by Release
 	done    chan struct{} // closed when criu has answered and ended
+	never   bool          // criu died while it held the tree, see ErrNeverRuns; guardian.mu
 	at      int64         // ns, just before the first instruction
 	root    int           // PID in the capsule; valid after done
 	let     sync.Once     // release is closed
@@ -117,7 +118,7 @@ func (r *restoring) options() *rpc.CriuOpts {
 
 func (r *restoring) request(w *criu.Worker) {
 	defer close(r.done)
-	pid, err := w.Restore(context.Background(), r.options(), r.notify)
+	pid, err := w.Restore(context.Background(), r.options(), func(script string, _ int32) error { return r.notify(w, script) })
 	if err == nil {
 		err = w.Wait()
 	}
@@ -131,6 +132,35 @@ func (r *restoring) request(w *criu.Worker) {
 		r.lazy.close()
 	}
 	r.root, r.err = int(pid), err
+}
+
+// awaitFinish holds the tree at post-restore. Should criu die meanwhile, no gate is opened any more: each task waits in criu's restorer for a word that nobody
+// can give. Its driver waits here, and would not see that before its next word.
+func (r *restoring) awaitFinish(w *criu.Worker) error {
+	select {
+	case <-r.finish:
+		return nil
+	case <-w.Done():
+	}
+	g := r.g
+	g.mu.Lock()
+	r.never = !isClosed(r.finish)
+	never := r.never
+	g.mu.Unlock()
+	if !never { // it was about to be told
+		return nil
+	}
+	g.event(Event{Kind: EventNeverRuns, Text: ErrNeverRuns.Error()})
+	return ErrNeverRuns
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // fixRunning is what only the tree itself can do, so that calls are made in it. It runs: before, criu traces its root, which is no child of criu. If this process
@@ -148,7 +178,7 @@ func (r *restoring) fixRunning() {
 
 // notify is called by criu's driver; criu waits meanwhile. At post-restore everything of the tree is there and waits in
 // criu's restorer.
-func (r *restoring) notify(script string, _ int32) error {
+func (r *restoring) notify(w *criu.Worker, script string) error {
 	r.g.log.Debug("criu", "step", script)
 	switch script {
 	case "pre-restore":
@@ -159,7 +189,7 @@ func (r *restoring) notify(script string, _ int32) error {
 		}
 		r.g.log.Debug("held", "faults", r.faults())
 		close(r.held)
-		<-r.finish
+		return r.awaitFinish(w)
 	case "pre-resume":
 		close(r.ready)
 		<-r.release
@@ -232,17 +262,7 @@ func (g *guardian) doFinish(m message) {
 var errEnded = errors.New("it ended before it let the tree go")
 
 // isHeld says whether a tree is held at post-restore, or was. g.mu is held.
-func (g *guardian) isHeld() bool {
-	if g.restore == nil {
-		return false
-	}
-	select {
-	case <-g.restore.held:
-		return true
-	default:
-		return false
-	}
-}
+func (g *guardian) isHeld() bool { return g.restore != nil && isClosed(g.restore.held) }
 
 // outlive makes the capsule independent of the agent.
 func (g *guardian) outlive() error {
@@ -257,6 +277,10 @@ func (g *guardian) outlive() error {
 
 var errNotHeld = errors.New("no tree is held")
 
+// ErrNeverRuns says that criu has died over a tree that it held at post-restore: no instruction of the tree has run, and none will, as the restorer in each
+// task waits for criu. Later, at pre-resume, the tasks would run on when their tracer dies.
+var ErrNeverRuns = errors.New("criu has died while it held the tree, which has not run and never will")
+
 // let opens the first gate, if it is not open.
 func (g *guardian) let() (*restoring, error) {
 	g.mu.Lock()
@@ -265,15 +289,11 @@ func (g *guardian) let() (*restoring, error) {
 	if !g.isHeld() {
 		return nil, errNotHeld
 	}
-	select {
-	case <-r.finish: // looked at first: then done may be closed, too
+	switch {
+	case isClosed(r.finish): // looked at first: then done may be closed, too
 		return r, nil
-	default:
-	}
-	select {
-	case <-r.done: // criu died while it held
-		return nil, errNotHeld
-	default:
+	case r.never:
+		return nil, ErrNeverRuns
 	}
 	g.outlives = true
 	close(r.finish)

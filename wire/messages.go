@@ -42,7 +42,7 @@ const (
 
 // Urgent and bulk lane: package pagesrv. Answers may come in another order than their requests.
 //
-//	MsgPages   task u32, address u64, pages u32 (1…64)
+//	MsgPages   task u32, address u64, pages u32 (1…256); FlagPrefetch on the urgent lane: nobody waits for them yet
 //	MsgPaged   count u32, count × {kind u8, errno u16, pages u32}, then the bytes of the data runs in order.
 //	           Kinds: 1 data, 2 zero, 3 guard, 4 poison, 5 error (errno only here). The runs cover the request exactly.
 //	MsgLayout  task u32, start u64, end u64
@@ -55,6 +55,9 @@ const (
 	MsgLayout Type = 202 // target: which pages of a range have to be fetched?
 	MsgLaid   Type = 203
 )
+
+// FlagPrefetch in the flags of MsgPages: what was asked without it is answered first.
+const FlagPrefetch uint16 = 1
 
 // Files lane: package remotefs, from 300. A reply has the number of its request plus 1.
 

@@ -28,6 +28,7 @@ func migrateCommand() *cli.Command {
 			&cli.StringFlag{Name: "until", Value: migrate.UntilDetached, Usage: "`HOW` far: resumed (it runs there), drained (all memory is there) or detached (its files, too, and nothing of lazymig is left; if that can't be it stays drained, which is an error only if detached was asked for)"},
 			&cli.StringSliceFlag{Name: "with", Usage: "a `PATH` that comes along with all that is in it, used or not (repeatable)"},
 			&cli.StringSliceFlag{Name: "local", Usage: "a directory `PATH` that is the target's own there (repeatable)"},
+			&cli.StringFlag{Name: "mode", Value: migrate.ModePost, Usage: "`HOW` memory gets there: post (after the resume, what is needed first) or stop (all of it before the resume: nothing is missing then, but the pause grows with memory)"},
 			&cli.StringSliceFlag{Name: "remote", Usage: "a directory `PATH` that stays here: the process goes on using it over the network when all else has moved (repeatable)"},
 			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "`WHERE` standard streams go that others hold too: relay (to where they went, by the source), journal (the target's), null, or a file on the target"},
 			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "`WHAT` is done when this host is gone before all has moved: wait (for ever), or kill the process on the target after --source-loss-after"},
@@ -50,6 +51,9 @@ func doMigrate(c *cli.Context) error {
 	until := c.String("until")
 	if until != migrate.UntilResumed && until != migrate.UntilDrained && until != migrate.UntilDetached {
 		return usage("--until %q: resumed, drained or detached", until)
+	}
+	if m := c.String("mode"); !migrate.CheckMode(m) {
+		return usage("--mode %q: post or stop", m)
 	}
 	if c.Bool("remove-source-files") && len(c.StringSlice("with")) == 0 {
 		return usage("--remove-source-files removes what --with names: there is none")
@@ -98,7 +102,7 @@ func doMigrate(c *cli.Context) error {
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
-		Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), BwLimit: limit,
+		Mode: c.String("mode"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), BwLimit: limit,
 	}, logTo)
 	if err != nil {
 		return err
@@ -254,17 +258,21 @@ func (p *printer) print(e migrate.Event) {
 	case "notice":
 		fmt.Printf("  note: %s\n", e.Text)
 	case "frozen":
+		p.total = e.MemoryBytes
 		fmt.Println("  frozen")
 	case "resumed":
 		p.total = e.MemoryBytes
-		fmt.Printf("  resumed on the target as PID %d; frozen for %.1f ms (± %.1f): dump %.1f, transfer %.1f, restore %.1f, handover %.1f\n",
-			e.TargetPID, e.DowntimeMS, e.ClockErrMS, e.DumpMS, e.TransferMS, e.RestoreMS, e.GrantMS)
+		fmt.Printf("  resumed on the target as PID %d; frozen for %.1f ms (± %.1f): dump %.1f, transfer %.1f, restore %.1f,%s handover %.1f\n",
+			e.TargetPID, e.DowntimeMS, e.ClockErrMS, e.DumpMS, e.TransferMS, e.RestoreMS, filled(e.FillMS), e.GrantMS)
 		if e.TCPClosed > 0 {
 			fmt.Printf("  %d established TCP connections are closed on the target\n", e.TCPClosed)
 		}
 	case "drained":
-		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs; %d files forwarded\n",
-			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, e.Forwarded)
+		if e.FillMS > 0 { // all was there before
+			break
+		}
+		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs%s; %d files forwarded\n",
+			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, prefetched(e), e.Forwarded)
 	case "stays":
 		fmt.Println("  it stays with the source's files, which are served on:")
 		for _, r := range e.Stays {
@@ -284,6 +292,21 @@ func (p *printer) print(e migrate.Event) {
 		fmt.Printf("  the process has ended on the target (wait status %d)\n", *e.Status)
 	case "failed": // the error that the command returns tells it
 	}
+}
+
+// filled is the time for memory that came before the resume.
+func filled(ms float64) string {
+	if ms == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" memory %.1f,", ms)
+}
+
+func prefetched(e migrate.Event) string {
+	if e.Prefetched == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d pages prefetched (%d %% of them met)", e.Prefetched, 100*e.PrefetchHit/e.Prefetched)
 }
 
 const barWidth = 40

@@ -29,6 +29,11 @@
 // meanwhile are parked. An mm whose batch is applied is settled; only a settled mm is filled, and the kernel's count
 // makes sure that it has stayed so until the fill is done.
 //
+// # What is asked for when
+//
+// A fault asks for its block at once. If it shows that a thread walks or strides (predict.go), what lies before that thread is asked for, in small pieces over
+// the same lane (ahead.go). All else is pushed (bulk in wants.go): around the last faults first, then in the order of addresses.
+//
 // # Locks
 //
 // One mutex is held over "read events, apply them" and over every fill, so that no page can be filled between a REMOVE

@@ -35,6 +35,19 @@ type Want struct {
 	Addr   uint64 // source address
 	Pages  uint32
 	Urgent bool // a thread waits
+
+	Prefetch bool // a thread may soon: it comes after those that are urgent, and before all else
+}
+
+// rank orders wants: faults, then what may become one.
+func (w Want) rank() int {
+	switch {
+	case w.Urgent:
+		return 0
+	case w.Prefetch:
+		return 1
+	}
+	return 2
 }
 
 // RunKind says what the source has in a run of pages. The numbers are pagesrv's.
@@ -96,28 +109,30 @@ type Engine struct {
 	drained     chan struct{}
 	failed      []failedWatch // the loop's
 
-	first    atomic.Int32 // who wait for the lock on behalf of a thread
-	mu       sync.Mutex   // guards all below, and every read of events and every fill
-	tasks    map[uint32]*task
-	regions  []*region
-	mms      map[int]*mm // by descriptor
-	objects  []*object
-	aliens   map[uint32]bool // processes without an object; a fork may give a number to another
-	gone     map[uint32]bool // processes that missed pages when their memory went away, or while they dumped core
-	watched  []Watched
-	bringer  Bringer
-	wants    map[uint64]*want
-	nextID   uint64
-	retries  []*want // those that wait for their time
-	bulk     bulk
-	shortOf  time.Time // until then faults are not asked for either: pages could not be filled
-	parked   int       // bytes kept in memory because their mm was not settled
-	outbox   []Want
-	closing  []*uffd // to be closed when the lock is released
-	stats    counters
-	shortage shortage
-	done     bool
-	closed   bool
+	first     atomic.Int32 // who wait for the lock on behalf of a thread
+	mu        sync.Mutex   // guards all below, and every read of events and every fill
+	tasks     map[uint32]*task
+	regions   []*region
+	mms       map[int]*mm // by descriptor
+	objects   []*object
+	aliens    map[uint32]bool // processes without an object; a fork may give a number to another
+	gone      map[uint32]bool // processes that missed pages when their memory went away, or while they dumped core
+	watched   []Watched
+	bringer   Bringer
+	wants     map[uint64]*want
+	nextID    uint64
+	retries   []*want // those that wait for their time
+	bulk      bulk
+	ahead     ahead
+	predictor predictor
+	shortOf   time.Time // until then faults are not asked for either: pages could not be filled
+	parked    int       // bytes kept in memory because their mm was not settled
+	outbox    []Want
+	closing   []*uffd // to be closed when the lock is released
+	stats     counters
+	shortage  shortage
+	done      bool
+	closed    bool
 }
 
 // task is a restored process that Options.Tasks named.
@@ -311,16 +326,7 @@ func (e *Engine) unlock() {
 	if finished {
 		close(e.drained)
 	}
-	// Faults first.
-	slices.SortStableFunc(out, func(a, b Want) int {
-		switch {
-		case a.Urgent == b.Urgent:
-			return 0
-		case a.Urgent:
-			return -1
-		}
-		return 1
-	})
+	slices.SortStableFunc(out, func(a, b Want) int { return a.rank() - b.rank() })
 	for _, w := range out {
 		if err := b.Ask(w); err != nil {
 			e.Failed(w.ID, fmt.Errorf("ask handler: %w", err))

@@ -11,6 +11,8 @@ type Stats struct {
 	ZeroFaults   uint64 // answered with zeros at once
 	FaultP50us   uint64 // from the event read to the thread woken
 	FaultP99us   uint64
+	Prefetched   uint64 // pages, or steps of a stride, that were to come before their touch
+	PrefetchHits uint64 // of those: passed without a fault
 	PagesCopied  uint64 // into all mms
 	BytesCopied  uint64
 	ZeroPages    uint64
@@ -35,9 +37,9 @@ type Stats struct {
 }
 
 type counters struct {
-	faults, zeroFaults, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, forksHeld, events, misfits, guarded, absent, unproven, strays, unsure uint64
-	latency                                                                                                                                                               histogram
-	drained                                                                                                                                                               bool
+	faults, zeroFaults, prefetched, prefetchHits, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, forksHeld, events, misfits, guarded, absent, unproven, strays, unsure uint64
+	latency                                                                                                                                                                                         histogram
+	drained                                                                                                                                                                                         bool
 }
 
 // Stats counts up to now.
@@ -47,6 +49,7 @@ func (e *Engine) Stats() Stats {
 	c := &e.stats
 	s := Stats{
 		Faults: c.faults, ZeroFaults: c.zeroFaults, FaultP50us: c.latency.quantile(0.5), FaultP99us: c.latency.quantile(0.99),
+		Prefetched: c.prefetched, PrefetchHits: c.prefetchHits,
 		PagesCopied: c.pagesCopied, BytesCopied: c.pagesCopied * pageSize, ZeroPages: c.pagesZero, GuardPages: c.guards,
 		DroppedPages: c.dropped, ErrorPages: c.errorPages, LostPages: c.lost, Failures: c.failures, Forks: c.forks, ForksHeld: c.forksHeld,
 		Events: c.events, Misfits: c.misfits, StrayPages: c.strays, UnsureDrops: c.unsure, GuardedPages: c.guarded, AbsentPages: c.absent, Unproven: c.unproven, Outstanding: len(e.wants), Spaces: len(e.mms), Drained: c.drained,

@@ -15,6 +15,8 @@ type want struct {
 	r       *region
 	page, n int
 	urgent  bool
+	ahead   bool      // prefetched: nobody waited when it was asked
+	asked   time.Time // ahead
 	tries   int
 	due     time.Time // zero: with the handler
 }
@@ -25,7 +27,8 @@ type bulk struct {
 	todo    []*region // those that are not complete, in address order
 	at      int       // in todo
 	page    int
-	flying  int // wants
+	flying  int     // wants
+	recent  []piece // places of the last faults, the newest last
 	resumes time.Time
 }
 
@@ -36,7 +39,7 @@ const maxParked = 4 << 20
 func (e *Engine) ask(w *want) {
 	w.due = time.Time{}
 	if e.bringer != nil {
-		e.outbox = append(e.outbox, Want{ID: w.id, Task: w.r.task, Addr: w.r.start + uint64(w.page)*pageSize, Pages: uint32(w.n), Urgent: w.urgent})
+		e.outbox = append(e.outbox, Want{ID: w.id, Task: w.r.task, Addr: w.r.start + uint64(w.page)*pageSize, Pages: uint32(w.n), Urgent: w.urgent, Prefetch: w.ahead})
 	}
 }
 
@@ -49,9 +52,7 @@ func (e *Engine) newWant(r *region, page, n int, urgent bool) *want {
 	w := &want{id: id, r: r, page: page, n: n, urgent: urgent}
 	e.wants[w.id] = w
 	if urgent {
-		for i := page; i < page+n; i++ {
-			r.urgent[i] = w
-		}
+		r.await(w, page, n)
 	} else {
 		r.flight.set(page, page+n)
 		e.bulk.flying++
@@ -65,16 +66,28 @@ func urgentID(id uint64) bool { return id&1 != 0 }
 // forget takes w out of the books.
 func (e *Engine) forget(w *want) {
 	delete(e.wants, w.id)
-	if w.urgent {
+	if w.urgent || w.ahead {
 		for i := w.page; i < w.page+w.n; i++ {
 			if w.r.urgent[i] == w {
 				delete(w.r.urgent, i)
 			}
 		}
+	}
+	if w.ahead {
+		e.ahead.forget(w)
+	}
+	if w.urgent || w.ahead {
 		return
 	}
 	w.r.flight.clear(w.page, w.page+w.n)
 	e.bulk.flying--
+}
+
+// await has faults wait for w at pages that it brings.
+func (r *region) await(w *want, page, n int) {
+	for i := page; i < page+n; i++ {
+		r.urgent[i] = w
+	}
 }
 
 // askUrgent asks for the page, and the missing ones around it, unless a fault already has. That the bulk has asked for it
@@ -83,8 +96,15 @@ func (e *Engine) askUrgent(r *region, page int) {
 	if r.urgent[page] != nil {
 		return
 	}
-	first := page - page%e.opt.FaultPages
-	last := min(first+e.opt.FaultPages, r.pages)
+	pl := e.predictor.fault(r, page)
+	e.follow(r, page, pl)
+	if w := e.ahead.soon(r, page); w != nil {
+		r.await(w, page, 1)
+		e.prefetch()
+		return
+	}
+	first, last := around(page, e.opt.FaultPages, pl.walk())
+	first, last = max(first, 0), min(last, r.pages)
 	for i := page; i > first; i-- {
 		if r.urgent[i-1] != nil || !r.missing(i-1) {
 			first = i
@@ -105,6 +125,19 @@ func (e *Engine) askUrgent(r *region, page int) {
 		return
 	}
 	e.ask(w)
+	e.prefetch()
+}
+
+// around is what is asked for a fault: the aligned block, or twice as much of what lies before a thread that walks.
+func around(page, block, walk int) (first, last int) {
+	switch walk {
+	case 1:
+		return page, page + 2*block
+	case -1:
+		return page + 1 - 2*block, page + 1
+	}
+	first = page - page%block
+	return first, first + block
 }
 
 // missing says whether an mm misses the page.
@@ -133,6 +166,7 @@ func (e *Engine) pump() {
 	if !b.on || e.closed || b.flying > e.opt.Window/2 || e.parked > maxParked || time.Now().Before(b.resumes) {
 		return
 	}
+	e.pumpRecent()
 	for dry := 0; b.flying < e.opt.Window && dry <= len(b.todo) && len(b.todo) > 0; {
 		if b.at >= len(b.todo) {
 			b.at, b.page = 0, 0
@@ -151,13 +185,18 @@ func (e *Engine) pump() {
 			continue
 		}
 		dry = 0
-		last := first + 1
-		for last < r.pages && last-first < e.opt.BulkPages && !r.flight.has(last) && r.missing(last) {
-			last++
-		}
-		b.page = last
-		e.ask(e.newWant(r, first, last-first, false))
+		b.page = e.askBulk(r, first)
 	}
+}
+
+// askBulk asks for missing pages from first on, and says where it ended.
+func (e *Engine) askBulk(r *region, first int) (last int) {
+	last = first + 1
+	for last < r.pages && last-first < e.opt.BulkPages && !r.flight.has(last) && r.missing(last) {
+		last++
+	}
+	e.ask(e.newWant(r, first, last-first, false))
+	return last
 }
 
 // holdBulk keeps the bulk from asking at once for what could not be filled.
@@ -221,6 +260,10 @@ func (e *Engine) brought(id uint64, runs []Run, data []byte, between func()) err
 		for _, run := range runs {
 			if n := int(run.Pages); run.Kind == Error {
 				e.stats.errorPages += uint64(n)
+				if w.ahead { // who waits asks again below, the bulk asks for the rest
+					page += n
+					continue
+				}
 				nw := e.newWant(w.r, page, n, w.urgent)
 				nw.tries = w.tries
 				e.retry(nw, errors.New("the source could not read the pages"))
@@ -228,8 +271,11 @@ func (e *Engine) brought(id uint64, runs []Run, data []byte, between func()) err
 			page += int(run.Pages)
 		}
 	}
-	if w.urgent {
+	if w.urgent || w.ahead {
 		e.askForWaiting(w.r)
+	}
+	if w.ahead {
+		e.prefetch()
 	}
 	e.pump()
 	e.finish()

@@ -111,6 +111,18 @@ static void w_touch(void) {
 }
 // nothing is touched until the drain is over: the test says go again then
 static void w_idle(void) { setup(4096); say("idle"); go(); check_all("idle"); }
+// the test says which page is touched next, and is told whether it was there; a page beyond the end ends it
+static void w_steps(void) {
+	setup(32768);
+	for (;;) {
+		uint64_t k; unsigned char there;
+		if (recv(sock, &k, sizeof k, 0) != sizeof k) die("no step");
+		if (k >= pages) return;
+		if (mincore(mem + k * PG, PG, &there)) die("mincore: %s", strerror(errno));
+		check(mem + k * PG, src(mem + k * PG), "step");
+		say(there & 1 ? "there" : "missing");
+	}
+}
 // forks while pages are missing: child and grandchild see the source's bytes
 static void w_fork(void) {
 	setup(1024);
@@ -453,6 +465,7 @@ int main(int argc, char **argv) {
 	if (argc > 2) churn_ops = atoi(argv[2]);
 	if (!strcmp(w, "touch")) w_touch();
 	else if (!strcmp(w, "idle")) w_idle();
+	else if (!strcmp(w, "steps")) w_steps();
 	else if (!strcmp(w, "fork")) w_fork();
 	else if (!strcmp(w, "wipe")) w_wipe();
 	else if (!strcmp(w, "remap")) w_remap();

@@ -1,0 +1,100 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/lazymig/lazymig/preflight"
+	"github.com/lazymig/lazymig/restore"
+	"github.com/lazymig/lazymig/wire"
+)
+
+// How memory gets to the target (SourceOptions.Mode).
+const (
+	ModePost = "post" // after the resume: what a thread waits for first, then the rest
+	ModeStop = "stop" // before the resume, all of it: nothing is lazy, and the pause is as long as memory is large
+)
+
+// CheckMode says whether m is one.
+func CheckMode(m string) bool { return m == ModePost || m == ModeStop }
+
+// fills says whether the target takes all from the source before it asks for the grant.
+func fills(mode string) bool { return mode == ModeStop }
+
+// errOldAgent says that the agent is of a release that knows no modes.
+var errOldAgent = errors.New("the agent is of a release before --mode: update it, or migrate with --mode post")
+
+// checkMode refuses a mode that the target does not know: it would resume the tree without its memory.
+func (s *Source) checkMode(there *preflight.Facts) error {
+	if s.opt.Mode != "" && s.opt.Mode != ModePost && !there.Features[preflight.Modes] {
+		return errOldAgent
+	}
+	return nil
+}
+
+// stallTime is how long nothing may come while the tree stands still and is filled.
+const stallTime = restoreTime
+
+// fill is between restore and question in the modes where nothing may be missing when the tree runs: the same push as after a resume. The source
+// is told how far it is; by that it also sees that it goes on.
+func (t *Target) fill(ctx context.Context, s *session) error {
+	if !fills(t.msg.Mode) {
+		return nil
+	}
+	began := time.Now()
+	if err := t.capsule.StartDrain(); err != nil {
+		return err
+	}
+	for {
+		select {
+		case e, ok := <-t.capsule.Events():
+			switch {
+			case !ok || e.Kind == restore.EventExited:
+				return errors.New("the capsule has ended before the grant")
+			case e.Kind == restore.EventProblem:
+				t.log.Error("capsule", "problem", e.Text)
+			case e.Kind == restore.EventProgress:
+				if err := s.send(wire.MsgProgress, t.progressOf(&e)); err != nil {
+					t.log.Warn("tell source", "err", err) // it is seen to be lost
+				}
+			case e.Kind == restore.EventDrained:
+				t.filled = &e
+				t.fillMS = ms(time.Since(began))
+				return nil
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("fill memory: %w", context.Cause(ctx))
+		}
+	}
+}
+
+// progressOf is what the source is told.
+func (t *Target) progressOf(e *restore.Event) *progressMsg {
+	return &progressMsg{
+		Left: e.Stats.Left * pageSize, Copied: e.Stats.BytesCopied, Faults: e.Stats.Faults,
+		FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us),
+		Prefetched: e.Stats.Prefetched, PrefetchHits: e.Stats.PrefetchHits, Cores: t.cores,
+	}
+}
+
+// awaitHeld waits until the target holds the restored tree. As long as memory comes, in the modes where it comes before, it waits on.
+func (s *Source) awaitHeld(ctx context.Context, held *heldMsg) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	late := time.AfterFunc(restoreTime, func() { cancel(fmt.Errorf("the target has not restored the tree within %v", restoreTime)) })
+	defer late.Stop()
+	left := ^uint64(0)
+	s.sess.progress = func(m progressMsg) {
+		if m.Left < left {
+			left = m.Left
+			late.Reset(stallTime)
+		}
+		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied})
+	}
+	defer func() { s.sess.progress = nil }()
+	return s.sess.await(ctx, wire.MsgHeld, held, forEver, s.dialed)
+}
+
+const forEver = 100 * 365 * 24 * time.Hour
