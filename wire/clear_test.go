@@ -79,6 +79,9 @@ func TestClearParts(t *testing.T) {
 	var want []byte
 	for i := range parts {
 		parts[i] = bytes.Repeat([]byte{byte(i)}, i%400)
+		if i == 5 { // more than goes into one call
+			parts[i] = bytes.Repeat([]byte{byte(i)}, 3*maxCall+7)
+		}
 		want = append(want, parts[i]...)
 	}
 	sent := make(chan error, 1)

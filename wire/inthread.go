@@ -14,6 +14,7 @@ import (
 type threaded struct {
 	f             *os.File
 	local, remote net.Addr
+	now           net.Buffers // the writer's
 }
 
 // newThreaded takes the place of nc, which it closes.
@@ -40,8 +41,20 @@ func newThreaded(nc *net.TCPConn) (*threaded, error) {
 	return t, nil
 }
 
-func (t *threaded) Read(b []byte) (int, error)  { return t.f.Read(b) }
-func (t *threaded) Write(b []byte) (int, error) { return t.f.Write(b) }
+// maxCall bounds what one system call copies: a kernel that is not preempted inside of one (CONFIG_PREEMPT_NONE) lets a thread that has got
+// its page wait until it returns, and a megabyte takes a quarter of a millisecond.
+const maxCall = 128 << 10
+
+func (t *threaded) Read(b []byte) (int, error) { return t.f.Read(b[:min(len(b), maxCall)]) }
+
+func (t *threaded) Write(b []byte) (n int, err error) {
+	for n < len(b) && err == nil {
+		var k int
+		k, err = t.f.Write(b[n:min(len(b), n+maxCall)])
+		n += k
+	}
+	return n, err
+}
 
 // writev writes the parts, which it uses up, in as few system calls as the kernel allows.
 func (t *threaded) writev(parts net.Buffers) error {
@@ -52,9 +65,10 @@ func (t *threaded) writev(parts net.Buffers) error {
 	for len(parts) > 0 {
 		n := 0
 		var werr error
+		now := t.some(parts)
 		err := rc.Write(func(fd uintptr) bool {
 			for {
-				if n, werr = unix.Writev(int(fd), parts[:min(len(parts), maxParts)]); werr != unix.EINTR {
+				if n, werr = unix.Writev(int(fd), now); werr != unix.EINTR {
 					return true
 				}
 			}
@@ -74,6 +88,17 @@ func (t *threaded) writev(parts net.Buffers) error {
 		}
 	}
 	return nil
+}
+
+// some are the first parts, as much as goes into one call.
+func (t *threaded) some(parts net.Buffers) net.Buffers {
+	t.now = t.now[:0]
+	for left := maxCall; left > 0 && len(parts) > 0 && len(t.now) < maxParts; parts = parts[1:] {
+		p := parts[0][:min(len(parts[0]), left)]
+		t.now = append(t.now, p)
+		left -= len(p)
+	}
+	return t.now
 }
 
 // maxParts is UIO_MAXIOV.
