@@ -23,9 +23,10 @@
 // A mapping that CRIU's restore would register with its userfaultfd: private, anonymous, not locked, not huge TLB, no
 // shadow stack, not droppable, not device memory; stacks that grow down stay, because CRIU knows them by name.
 //
-// And anonymous shared memory from a megabyte on, in all of its mappings or in none (shared.go): if one of them is locked, has guard pages or may not
-// be written, or a process has the memory open as well, CRIU copies it as ever, and Result.Eager says why. The images get the mappings and an
-// image of the memory without a page. What else CRIU takes from the kernel's own tmpfs (memfds, SysV segments) is not hidden.
+// And shared memory from a megabyte on, anonymous or a memfd's, in all of its mappings or in none (shared.go): if one of them is locked, private, has guard
+// pages or may not be written, or a process has the memory open as well, CRIU copies it as ever, and Result.Eager says why. (A read, a write or a new mapping through a
+// descriptor would find holes where the pages are that have not come.) The images get the mappings, what makes a memfd that one, and an
+// image of the memory without a page. SysV segments are not hidden: the kernel registers none with a userfaultfd.
 //
 // VmFlags may change without a change in maps. They are compared by a BPF iterator while the tree is frozen
 // (vmflags.go); without one smaps is read again after the freeze, while the transfer is busy, and Check fails if a

@@ -248,6 +248,11 @@ func (d *Dump) finishImages(r *Result) error {
 	if err := images.ArmTimers(d.images); err != nil {
 		return err
 	}
+	if r.Unhidden != "" {
+		d.objects = nil
+	} else if err := d.addObjects(r, d.procs[0].vpid); err != nil {
+		return err
+	}
 	for _, p := range d.procs {
 		if p.zombie {
 			r.Zombies = append(r.Zombies, p.vpid)
@@ -289,11 +294,6 @@ func (d *Dump) finishImages(r *Result) error {
 		r.MemoryBytes += t.Bytes
 		r.Threads += len(t.TIDs)
 		r.Tasks = append(r.Tasks, t)
-	}
-	if r.Unhidden != "" {
-		d.objects = nil
-	} else if err := d.addObjects(r); err != nil {
-		return err
 	}
 	var err error
 	r.TCPClosed, err = images.Established(d.images)

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/lazymig/lazymig/images"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -51,7 +52,7 @@ type Region struct {
 // ObjectBit is set in the IDs of shared memory, which stand among those of tasks.
 const ObjectBit = 1 << 31
 
-// Object is shared memory that was hidden: anonymous, mapped in one or several tasks.
+// Object is shared memory that was hidden: anonymous or a memfd, mapped in one or several tasks, open in none.
 type Object struct {
 	ID         uint32 `json:"id"`
 	Inode      uint64 `json:"inode"`
@@ -59,6 +60,10 @@ type Object struct {
 	PID        int    `json:"pid"`  // a process that has mapped it, as this process sees it
 	Start, End uint64 // there
 	Bytes      uint64 `json:"-"` // present or swapped
+
+	name  string // a memfd's; empty: anonymous
+	memfd images.Memfd
+	file  uint32 // its number among the files of the images
 }
 
 // SharedRange is a mapping of an object.
@@ -66,8 +71,6 @@ type SharedRange struct {
 	Start, End uint64
 	Object     uint32
 	Offset     uint64
-
-	inode uint64
 }
 
 // Task is a live process of the tree.

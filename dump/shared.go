@@ -1,7 +1,9 @@
 package dump
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -49,10 +51,17 @@ const (
 	restoredName  = "/memfd: (deleted)"
 )
 
+// memfdName is the name that a process gave to memory that it made by memfd_create.
+func (m *mapping) memfdName() (string, bool) {
+	name, is := strings.CutPrefix(m.name, "/memfd:")
+	return strings.TrimSuffix(name, " (deleted)"), is
+}
+
 // shareable says whether the mapping does not keep its shared memory from being hidden. A mapping that may never be written can't be
 // registered with a userfaultfd.
 func (m *mapping) shareable() bool {
-	return m.ofKernel() && (m.name == anonymousName || m.name == restoredName) && m.has("mw") && !m.guarded && !m.fixed()
+	_, memfd := m.memfdName()
+	return m.ofKernel() && (m.name == anonymousName || memfd) && m.has("mw") && !m.guarded && !m.fixed()
 }
 
 // findGuards looks for guard pages in shared mappings: they belong to one process, and CRIU sees them only in what it is shown.
@@ -93,6 +102,9 @@ func (d *Dump) findObjects(r *Result) error {
 		}
 		for i := range s.mappings {
 			m := &s.mappings[i]
+			if m.private && m.inode != 0 && m.dev == kernelTmpfs() {
+				eager[m.inode] = fmt.Sprintf("process %d has mapped %s at %#x privately, too", p.pid, m.name, m.start)
+			}
 			if !m.ofKernel() {
 				continue
 			}
@@ -102,7 +114,9 @@ func (d *Dump) findObjects(r *Result) error {
 				found[m.inode] = o
 			}
 			o.Size = max(o.Size, m.offset+m.end-m.start)
-			names = names || m.name == restoredName
+			if name, memfd := m.memfdName(); memfd {
+				o.name, names = name, true
+			}
 			if !m.shareable() {
 				eager[m.inode] = fmt.Sprintf("process %d has mapped %s at %#x with flags %v", p.pid, m.name, m.start, m.flags)
 			}
@@ -118,6 +132,15 @@ func (d *Dump) findObjects(r *Result) error {
 		}
 	}
 	for ino, o := range found {
+		if o.name != "" && o.Size >= leastShared && eager[ino] == "" {
+			why, err := o.measure()
+			if err != nil {
+				return err
+			}
+			if why != "" {
+				eager[ino] = why
+			}
+		}
 		if o.Size < leastShared {
 			delete(found, ino)
 		} else if why := eager[ino]; why != "" {
@@ -128,6 +151,33 @@ func (d *Dump) findObjects(r *Result) error {
 	slices.Sort(r.Eager)
 	d.objects = found
 	return nil
+}
+
+// measure takes down what makes a memfd that one, and its whole size; or it says why the guardian could not map all of it for writing.
+func (o *Object) measure() (why string, err error) {
+	f, err := o.Open()
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return "", fmt.Errorf("look at shared memory of process %d: %w", o.PID, err)
+	}
+	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
+	if err != nil {
+		return "", fmt.Errorf("look at the seals of shared memory of process %d: %w", o.PID, err)
+	}
+	size := uint64(st.Size)
+	switch {
+	case size < o.Size || size%pageSize != 0:
+		return fmt.Sprintf("process %d has mapped memfd %s behind its end", o.PID, o.name), nil
+	case seals&(unix.F_SEAL_WRITE|unix.F_SEAL_FUTURE_WRITE) != 0:
+		return fmt.Sprintf("memfd %s of process %d is sealed against writing", o.name, o.PID), nil
+	}
+	o.Size = size
+	o.memfd = images.Memfd{Inode: o.Inode, Name: o.name, UID: st.Uid, GID: st.Gid, Mode: st.Mode &^ unix.S_IFMT, Size: size, Seals: uint32(seals)}
+	return "", nil
 }
 
 // findOpen finds memory that a process of the tree can reach by a descriptor, too.
@@ -156,8 +206,8 @@ func (d *Dump) findOpen(found objects, eager map[uint64]string) error {
 	return nil
 }
 
-// addObjects puts the objects into the images and the result.
-func (d *Dump) addObjects(r *Result) error {
+// addObjects puts the objects into the images, and what shows them into the result; before their mappings. pid is a process of the images.
+func (d *Dump) addObjects(r *Result, pid uint32) error {
 	inodes := make([]uint64, 0, len(d.objects))
 	for ino := range d.objects {
 		inodes = append(inodes, ino)
@@ -177,17 +227,18 @@ func (d *Dump) addObjects(r *Result) error {
 			return fmt.Errorf("look at shared memory of process %d: %w", o.PID, err)
 		}
 		o.Bytes = uint64(st.Blocks) * 512
-		if err := images.AddSharedMemory(d.images, ino, r.Tasks[0].ID); err != nil {
+		if err := images.AddSharedMemory(d.images, ino, pid); errors.Is(err, fs.ErrExist) {
+			return fmt.Errorf("shared memory of process %d was being sent to another process as a descriptor: %w", o.PID, ErrChanged)
+		} else if err != nil {
 			return err
+		}
+		if o.name != "" {
+			if o.file, err = images.AddMemfd(d.images, o.memfd); err != nil {
+				return err
+			}
 		}
 		r.Objects = append(r.Objects, *o)
 		r.MemoryBytes += o.Bytes
-	}
-	for i := range r.Tasks {
-		for k := range r.Tasks[i].Shared {
-			s := &r.Tasks[i].Shared[k]
-			s.Object = d.objects[s.inode].ID
-		}
 	}
 	return nil
 }
@@ -211,7 +262,7 @@ func (s *snapshot) shared(objects objects) []SharedRange {
 	var list []SharedRange
 	for i := range s.mappings {
 		if m := &s.mappings[i]; m.ofKernel() && objects[m.inode] != nil {
-			list = append(list, SharedRange{Start: m.start, End: m.end, Offset: m.offset, inode: m.inode})
+			list = append(list, SharedRange{Start: m.start, End: m.end, Offset: m.offset, Object: objects[m.inode].ID})
 		}
 	}
 	return list

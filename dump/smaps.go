@@ -222,7 +222,11 @@ func (s *snapshot) hidden(objects objects) []images.VMA {
 	var list []images.VMA
 	for i := range s.mappings {
 		if objects.hides(&s.mappings[i]) {
-			list = append(list, s.mappings[i].vma())
+			v := s.mappings[i].vma()
+			if o := objects[v.Object]; v.Object != 0 && o.name != "" {
+				v.Flags, v.Status, v.Object = images.MapShared, images.StatusRegular|images.StatusMemfd, uint64(o.file)
+			}
+			list = append(list, v)
 		}
 	}
 	return list

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"testing"
@@ -74,6 +75,41 @@ func TestSharedThereAndBack(t *testing.T) {
 		t.Errorf("the way back: %s", e.Text)
 	}
 	r.goesOn(a, "/srv/status")
+	r.ended(a, a, back, "/srv/status")
+	r.clean()
+}
+
+// TestSharedMemfd moves processes that share a memfd twice. One that is mapped and not open any more comes lazily, and is the same for all who look at it: its name, its
+// mode, its seals. One that is open could be read without a fault, so it comes whole.
+func TestSharedMemfd(t *testing.T) {
+	r := newRig(t, "sharer")
+	a, b := r.l.A, r.l.B
+	r.agent(a)
+	looks := func(h *lab.Host, pid int) string {
+		return r.sh(h, fmt.Sprintf(`cd /proc/%d/map_files && f=$(readlink -f . | xargs -I{} find {} -lname '/memfd:shared*' | head -1) && readlink $f && stat -L -c '%%a %%u %%g %%s' $f &&
+python3 -c 'import fcntl,os,sys; print(fcntl.fcntl(os.open(sys.argv[1], os.O_RDONLY), 1034))' $f`, pid))
+	}
+	p := r.sharer(a, 16, 4, "memfd")
+	home := looks(a, p.Pid)
+	if !strings.Contains(home, "/memfd:shared") {
+		t.Fatalf("shared memory on A: %q", home)
+	}
+	pid, m := r.move(a, b, p.Pid)
+	if n := m.get("notice"); n == nil || !strings.Contains(n.Text, "2 MB") || !strings.Contains(n.Text, "has it open as descriptor") {
+		t.Errorf("notice: %+v", n)
+	}
+	if d := m.get("done"); d == nil || d.MemoryBytes < 16<<20*3/4 {
+		t.Errorf("done event: %+v", d)
+	}
+	r.goesOn(a, "/srv/status")
+	if moved := looks(b, pid); moved != home {
+		t.Errorf("shared memory on A: %q, on B: %q", home, moved)
+	}
+	back, _ := r.move(b, a, pid)
+	r.goesOn(a, "/srv/status")
+	if moved := looks(a, back); moved != home {
+		t.Errorf("shared memory on A: %q, back there: %q", home, moved)
+	}
 	r.ended(a, a, back, "/srv/status")
 	r.clean()
 }

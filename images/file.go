@@ -23,6 +23,7 @@ const (
 	magicFiles     = 0x56303138
 	magicFS        = 0x51403912
 	magicRemap     = 0x59133954
+	magicMemfd     = 0x48453499
 )
 
 // maxEntry bounds one message, maxImage one image that is read whole.
@@ -91,6 +92,11 @@ func parseImage(b []byte, entries bool) (*image, error) {
 		rest = rest[4+n:]
 	}
 	return im, nil
+}
+
+// newImage is one without an entry.
+func newImage(magic uint32) *image {
+	return &image{head: binary.LittleEndian.AppendUint32(binary.LittleEndian.AppendUint32(nil, magicCommon), magic), magic: magic}
 }
 
 // write replaces the file; a reader sees the old one or the new one.

@@ -2,6 +2,7 @@ package images
 
 import (
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -20,7 +21,7 @@ func AddSharedMemory(dir string, object uint64, pid uint32) error {
 	}
 	to := filepath.Join(dir, fmt.Sprintf("pagemap-shmem-%d.img", object))
 	if _, err := os.Lstat(to); !os.IsNotExist(err) {
-		return fmt.Errorf("add shared memory: image %s is there already: %w", to, ErrFormat)
+		return fmt.Errorf("add shared memory: image %s: %w", to, fs.ErrExist)
 	}
 	b, err := proto.Marshal(&pagemap.PagemapHead{PagesId: head.PagesId})
 	if err != nil {

@@ -3,6 +3,7 @@ package images
 import (
 	"cmp"
 	"fmt"
+	"os"
 	"slices"
 
 	"github.com/checkpoint-restore/go-criu/v8/crit/images/mm"
@@ -19,6 +20,7 @@ const (
 	StatusAnonShared  = 1 << 8
 	StatusAnonPrivate = 1 << 9
 	StatusVVAR        = 1 << 12
+	StatusMemfd       = 1<<14 | 1<<7 // a memfd, mapped as a shared file
 	StatusGuard       = 1 << 16
 )
 
@@ -47,7 +49,7 @@ type VMA struct {
 	Status     uint32 // Status*
 	Madv       uint64 // bit n: MADV_ number n
 
-	Object uint64 // number of the shared memory that it shows; 0: private
+	Object uint64 // number of the shared memory that it shows, or of the memfd among the files; 0: private
 	Offset uint64 // in that
 }
 
@@ -57,7 +59,7 @@ func (v VMA) Lazy() bool {
 		v.Status&(StatusVDSO|StatusVVAR|StatusVsyscall|StatusGuard) == 0
 }
 
-// AddVMAs puts anonymous VMAs that were hidden from CRIU into the mm image of pid, in order of address and
+// AddVMAs puts VMAs of memory that were hidden from CRIU into the mm image of pid, in order of address and
 // before the entries for guard pages, which CRIU keeps at the end. A VMA that overlaps one which is there is an error.
 func AddVMAs(dir string, pid uint32, vmas []VMA) error {
 	if len(vmas) == 0 {
@@ -76,6 +78,9 @@ func AddVMAs(dir string, pid uint32, vmas []VMA) error {
 		}
 		if v.Madv != 0 {
 			e.Madv = new(v.Madv)
+		}
+		if v.Status&StatusMemfd != 0 {
+			e.Fdflags = new(uint32(os.O_RDWR))
 		}
 		m.Vmas = append(m.Vmas, e)
 	}
@@ -100,7 +105,7 @@ func VMAs(dir string, pid uint32) ([]VMA, error) {
 	list := make([]VMA, 0, len(m.GetVmas()))
 	for _, e := range m.GetVmas() {
 		v := VMA{Start: e.GetStart(), End: e.GetEnd(), Prot: e.GetProt(), Flags: e.GetFlags(), Status: e.GetStatus(), Madv: e.GetMadv()}
-		if v.Status&StatusAnonShared != 0 {
+		if v.Status&StatusAnonShared != 0 || v.Status&StatusMemfd == StatusMemfd {
 			v.Object, v.Offset = e.GetShmid(), e.GetPgoff()
 		}
 		list = append(list, v)

@@ -117,6 +117,9 @@ func (in *inspector) checkSizes() {
 		}
 		for i := range t.vmas {
 			v := &t.vmas[i]
+			if isMemfd(v.path) && !v.shared() {
+				eager[v.key] = v.path
+			}
 			switch {
 			case v.key.ino == 0 || files[v.key]:
 			case v.memoryObject():
@@ -145,7 +148,7 @@ func (in *inspector) checkSizes() {
 		if path := eager[key]; path != "" && n >= leastShared {
 			in.add(Finding{
 				"shared-eager", Info, who[key].PID, fmt.Sprintf("%s shares %s of memory: %s", who[key].Comm, size(n), strings.TrimSuffix(path, " (deleted)")),
-				"it is not anonymous, or locked, so it is copied while the tree stands still", "",
+				"it is open as a descriptor, SysV, or locked, so it is copied while the tree stands still", "close the descriptor of a memfd that is mapped",
 			})
 		}
 	}

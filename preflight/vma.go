@@ -120,7 +120,7 @@ const leastShared = 1 << 20
 
 // lazyShared says that the mapping does not keep its shared memory from coming lazily.
 func (v *vma) lazyShared() bool {
-	return v.shared() && (v.path == "/dev/zero (deleted)" || v.path == "/memfd: (deleted)") && v.has("mw") && !v.has("lo")
+	return v.shared() && (v.path == "/dev/zero (deleted)" || isMemfd(v.path)) && v.has("mw") && !v.has("lo")
 }
 
 // memoryObject says that the mapping's object is memory and nothing else: anonymous shared, memfd, SysV, tmpfs by name

@@ -1,11 +1,12 @@
-// sharer SIZE_MB PROCESSES STATUS [churn|calm [FD]]: processes share anonymous memory whose every word each of them can check, and go on checking and
+// sharer SIZE_MB PROCESSES STATUS [churn|calm|memfd [FD]]: processes share anonymous memory whose every word each of them can check, and go on checking and
 // changing it.
 //
 // Of each BLOCK pages in turn one process is the owner, which alone writes them; generation[i], shared as well, tells the others what is in it: odd, it is being
 // changed; below BARE, word j = mix(i, generation, j); from BARE on, zeros, because its owner has dropped it by MADV_REMOVE. With churn
 // each process has a second mapping of all of it in chunks that it moves, doubles, cuts and grows (mremap), drops the mapped pages of
 // (MADV_DONTNEED, which changes nothing) and shows to children, and a second thread that checks and drops mapped pages through the
-// first mapping. STATUS is as checker's. On SIGTERM every process checks every page once more. With FD, a socket, both memories are left empty,
+// first mapping. With memfd it is that, and the memory is a memfd named "shared", closed when mapped; another one stays open, and is checked by
+// read(2), write(2) and mappings that come and go. STATUS is as checker's. On SIGTERM every process checks every page once more. With FD, a socket, both memories are left empty,
 // and each process sends its pid, where they are, and a userfaultfd without memory there, and waits for a byte.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,7 +34,8 @@ static char *mem, **view;
 static _Atomic uint32_t *generation;
 static struct shared { atomic_long rounds, wrong, bad_page, bad_how; atomic_int stop, fails; char why[200]; } *all;
 static size_t pages;
-static int processes, me, churn, status_fd, sock = -1;
+static int processes, me, churn, status_fd, sock = -1, memfd, opened = -1;
+enum { OPENED = 512 }; // pages
 
 static void die(const char *what) {
   if (!atomic_fetch_add(&all->fails, 1)) snprintf(all->why, sizeof all->why, "%s: %s (process %d)", what, strerror(errno), me);
@@ -143,6 +145,25 @@ static void mutate(uint64_t *r) {
   }
 }
 
+// by_descriptor checks a page of the open memfd, in all ways that raise no fault in what was mapped before.
+static void by_descriptor(uint64_t *r) {
+  size_t i = rnd(r) % OPENED;
+  uint64_t w[WORDS], *m = w;
+  int mapped = rnd(r) % 4 == 0;
+  if (mapped) {
+    if ((m = mmap(0, PG, PROT_READ, MAP_SHARED, opened, i * PG)) == MAP_FAILED) return die("mmap of a memfd");
+  } else if (pread(opened, w, PG, i * PG) != PG) return die("read of a memfd");
+  for (int j = 0; j < WORDS; j++)
+    if (m[j] != mix(i, 1, j)) {
+      atomic_fetch_add(&all->wrong, 1), all->bad_page = i, all->bad_how = 9000 + j;
+      break;
+    }
+  if (mapped && munmap(m, PG)) die("munmap of a memfd");
+  int j = rnd(r) % WORDS;
+  uint64_t v = mix(i, 1, j);
+  if (pwrite(opened, &v, sizeof v, i * PG + j * sizeof v) != sizeof v) die("write to a memfd");
+}
+
 static void *second(void *arg) {
   uint64_t r = me * 131 + 7;
   for (; !all->stop; atomic_fetch_add(&all->rounds, 1)) {
@@ -171,6 +192,7 @@ static void work(void) {
       change(i, churn && i % 2 ? at(i) : mem + i * PG, rnd(&r) % (churn ? 2 : 8) == 0);
     }
     if (churn && rnd(&r) % 16 == 0) mutate(&r);
+    if (memfd) by_descriptor(&r);
     atomic_fetch_add(&all->rounds, 1);
   }
   if (churn && me % 2) pthread_join(t, 0);
@@ -198,8 +220,11 @@ static void report(const char *word, int64_t pause, int64_t when) {
 }
 
 static void *share(size_t n) {
-  void *p = mmap(0, n, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  int fd = memfd ? memfd_create("shared", MFD_CLOEXEC | MFD_ALLOW_SEALING) : -1;
+  if (memfd && (fd < 0 || ftruncate(fd, n) || fchmod(fd, 0640) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))) _exit(4);
+  void *p = mmap(0, n, PROT_READ | PROT_WRITE, MAP_SHARED | (memfd ? 0 : MAP_ANONYMOUS), fd, 0);
   if (p == MAP_FAILED) _exit(4);
+  if (memfd) close(fd);
   return p;
 }
 
@@ -222,9 +247,10 @@ static void hand_over(void) {
 
 int main(int argc, char **argv) {
   pages = strtoull(argv[1], 0, 10) << 8;
-  processes = atoi(argv[2]);
+  processes = atoi(argv[2]); // PROCESSES * BLOCK divides the number of pages
   status_fd = open(argv[3], O_RDWR | O_CREAT | O_TRUNC, 0644);
-  churn = argc > 4 && !strcmp(argv[4], "churn");
+  memfd = argc > 4 && !strcmp(argv[4], "memfd");
+  churn = memfd || argc > 4 && !strcmp(argv[4], "churn");
   if (argc > 5) sock = atoi(argv[5]);
   mem = share(pages * PG);
   generation = share(pages * 4);
@@ -233,6 +259,14 @@ int main(int argc, char **argv) {
     uint64_t *w = (void *)(mem + i * PG);
     generation[i] = i % 5 == 4 ? BARE : 2;
     for (int j = 0; j < WORDS && i % 5 != 4; j++) w[j] = mix(i, 2, j);
+  }
+  if (memfd) {
+    opened = memfd_create("open", 0);
+    for (uint64_t i = 0; i < OPENED * WORDS; i++) {
+      uint64_t v = mix(i / WORDS, 1, i % WORDS);
+      if (write(opened, &v, sizeof v) != sizeof v) _exit(7);
+    }
+    if (mmap(0, OPENED * PG, PROT_READ | PROT_WRITE, MAP_SHARED, opened, 0) == MAP_FAILED) _exit(7);
   }
   pid_t kids[64];
   for (int k = 0; k < processes && k < 64; k++) {
