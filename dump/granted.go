@@ -39,6 +39,12 @@ func (l *Left) tasks() []Task {
 	return all
 }
 
+// Lives says whether a task is still there.
+func (l *Left) Lives(t LeftTask) bool {
+	_, start, err := readStat(t.PID)
+	return err == nil && start == t.Start
+}
+
 // Result is as Freeze gave it, as far as it can be told.
 func (l *Left) Result() *Result {
 	return &Result{Tasks: l.tasks(), Objects: l.Shared, Cgroup: l.Cgroup}

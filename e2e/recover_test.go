@@ -179,10 +179,10 @@ func TestAgentKilledStreams(t *testing.T) {
 	r.clean()
 }
 
-// killSourceHost kills all of lazymig on A but the command that follows.
+// killSourceHost kills all of lazymig on A but a command that only follows: first who would start another.
 func (r *rig) killSourceHost() {
 	r.t.Helper()
-	r.sh(r.l.A, "pkill -KILL -f 'lazymig [w]arden'; pkill -KILL -f 'lazymig [s]ource'")
+	r.sh(r.l.A, "pkill -KILL -f 'lazymig [w]arden' && pkill -KILL -f 'lazymig ([s]ource|[r]ecover)'")
 }
 
 // id is of A's only migration.
@@ -191,8 +191,7 @@ func (r *rig) id() string {
 	return r.sh(r.l.A, r.lazymig+` list --json | sed 's/.*"id":"\([0-9a-f]*\)".*/\1/'`)
 }
 
-// TestRecover kills source and warden while memory is missing at the target: `lazymig recover` serves it. The tree uses no files: those that it had
-// open can't be served any more.
+// TestRecover kills source and warden while memory is missing at the target: `lazymig recover` serves it.
 func TestRecover(t *testing.T) {
 	r := newHosts(t)
 	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=drain:" + gate})

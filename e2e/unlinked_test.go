@@ -3,14 +3,19 @@ package e2e
 import (
 	"strconv"
 	"testing"
+
+	"github.com/lazymig/lazymig/lab"
 )
 
-// TestUnlinked moves a process that holds an unlinked file open of which another link is there, and one of which none is: both are what they
-// were, and nothing that the move made lies about.
-func TestUnlinked(t *testing.T) {
-	r := newRig(t)
-	a, b := r.l.A, r.l.B
-	py := `import os, signal, time
+// unlinked starts a process on A that holds an unlinked file open of which another link is there, and one of which none is.
+func (r *rig) unlinked() *lab.Proc {
+	r.t.Helper()
+	p := r.spawn(r.l.A, "/usr/bin/python3", "-c", unlinkedProgram)
+	r.says(r.l.A, "python3 to be ready", "ls /srv/u | tr '\n' ' '", "g ready")
+	return p
+}
+
+const unlinkedProgram = `import os, signal, time
 os.makedirs("/srv/u", exist_ok=True)
 os.chdir("/srv/u")
 f = open("f", "w+"); f.write("linked"); f.flush(); os.link("f", "g"); os.unlink("f")
@@ -27,8 +32,13 @@ open("verdict.new", "w").write("OK" if ok else "BAD %r" % os.listdir("."))
 os.rename("verdict.new", "verdict")
 while True: time.sleep(1)
 `
-	p := r.spawn(a, "/usr/bin/python3", "-c", py)
-	r.says(a, "python3 to be ready", "ls /srv/u | tr '\\n' ' '", "g ready")
+
+// TestUnlinked moves a process that holds an unlinked file open of which another link is there, and one of which none is: both are what they
+// were, and nothing that the move made lies about.
+func TestUnlinked(t *testing.T) {
+	r := newRig(t)
+	a, b := r.l.A, r.l.B
+	p := r.unlinked()
 	pid, _ := r.move(a, b, p.Pid)
 	r.sh(b, "kill -USR1 "+strconv.Itoa(pid))
 	r.says(a, "verdict", "cat /srv/u/verdict", "OK")

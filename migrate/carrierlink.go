@@ -168,6 +168,7 @@ func (l *carrierLink) leave() {
 		return
 	}
 	l.restored()
+	l.relay.leave()
 	l.sock.Close()
 	l.reader.Wait()
 }

@@ -27,6 +27,8 @@ type going struct {
 	Clock   time.Duration     `json:"clock"` // the target's is ahead by so much
 	ClockOK time.Duration     `json:"clock_error"`
 	Times   Event             `json:"times"`
+	Root    string            `json:"root"`     // of the tree, as who is in this namespace sees it
+	MountNS string            `json:"mount_ns"` // the tree's
 }
 
 func goingPath(stateDir string, id wire.ID) string {
@@ -39,6 +41,12 @@ func (s *Source) writeGoing() error {
 		s.going = going{
 			Options: s.opt, Token: s.d.token, Left: s.dump.Left(), Groups: s.rep.Tree.Groups, Stdio: s.rep.Want.Stdio,
 			Frozen: s.result.FrozenAt, Clock: s.clock.offset, ClockOK: s.clock.err,
+		}
+		var err, nerr error
+		s.going.Root, err = s.files.RootPath()
+		s.going.MountNS, nerr = os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", s.opt.PID))
+		if err := errors.Join(err, nerr); err != nil {
+			return fmt.Errorf("write what another process would need: %w", err)
 		}
 	}
 	s.going.Times = s.times

@@ -13,7 +13,7 @@ import (
 
 // What a person can do when nobody goes on by himself any more: Recover serves a granted tree again, ResumeHere lets it run again where it is.
 
-// Recover takes a migration of this host up and serves it until it is over, or ctx ends. A migration that a process carries out already gives ErrServed.
+// Recover takes a migration of this host up of which source's part and warden were killed, and serves it until it is over, or ctx ends. A migration that a process carries out already gives ErrServed.
 func Recover(ctx context.Context, stateDir string, id wire.ID, tlsDir string, emit func(Event), log *slog.Logger) error {
 	raiseFiles()
 	g, err := readGoing(stateDir, id)
@@ -33,7 +33,7 @@ func Recover(ctx context.Context, stateDir string, id wire.ID, tlsDir string, em
 	if err != nil {
 		return err
 	}
-	s, err := resumeSource(stateDir, id, &handedOver{link: link, kept: map[string]*kept{}}, emit, log)
+	s, err := resumeSource(stateDir, id, &handedOver{link: link, kept: map[string]*kept{}, recovers: true}, emit, log)
 	if err != nil {
 		link.over()
 		return err

@@ -76,9 +76,11 @@ type relayLink struct {
 	flushed chan struct{} // closed when the relay says so
 	once    sync.Once
 
-	mu   sync.Mutex
-	n    uint64
-	sess *session
+	mu    sync.Mutex
+	n     uint64
+	sess  *session
+	ended bool // the relay's process is gone
+	left  bool // on purpose
 }
 
 func newRelayLink(sock *fdpass.Socket) *relayLink {
@@ -87,6 +89,7 @@ func newRelayLink(sock *fdpass.Socket) *relayLink {
 
 // listen reads what the relay's process says until its end; messages that are not about streams are other's, if that knows them.
 func (l *relayLink) listen(log *slog.Logger, other func(b []byte) bool) {
+	defer l.end()
 	buf := make([]byte, fdpass.MaxMessage)
 	for {
 		n, files, err := l.sock.Recv(buf)
@@ -116,13 +119,56 @@ func (l *relayLink) attach(s *session) {
 	var e wire.Encoder
 	e.U8(linkAttach)
 	e.U64(n)
+	if l.sock == nil {
+		return
+	}
 	_ = l.sock.Send(e.B) // without its process there are no streams any more; whoever reads the socket tells
+}
+
+// end is when the relay's process is gone. What it has read and not passed on is lost, so nothing more is carried: whoever writes is told that nobody reads, as
+// by a reader that ends, and whoever reads waits. The peer's relay says on another connection what it has.
+func (l *relayLink) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = true
+	if l.sess != nil && !l.left {
+		l.sess.c.Close()
+	}
+}
+
+// leave is before the link is closed.
+func (l *relayLink) leave() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.left = true
+}
+
+// refuse answers a message of the peer when there is no relay any more.
+func (l *relayLink) refuse(t wire.Type, p []byte) error {
+	d := wire.NewDecoder(p)
+	n, offset := d.U32(), d.U64()
+	if d.Err() != nil {
+		return fmt.Errorf("message about a stream: %w", d.Err())
+	}
+	l.mu.Lock()
+	s := l.sess
+	l.mu.Unlock()
+	if s == nil || t == wire.MsgStreamAck || t == wire.MsgStreamEnd && d.U8() == streamRefused {
+		return nil
+	}
+	return s.sendStream(wire.MsgStreamEnd, n, offset, []byte{streamRefused})
 }
 
 // take passes a message of the peer on.
 func (l *relayLink) take(t wire.Type, p []byte) error {
 	if l == nil {
 		return errors.New("message about a stream: there is none")
+	}
+	l.mu.Lock()
+	ended := l.ended
+	l.mu.Unlock()
+	if ended {
+		return l.refuse(t, p)
 	}
 	if len(p) > linkCapacity {
 		return fmt.Errorf("message about a stream: %d bytes", len(p))

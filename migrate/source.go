@@ -78,6 +78,7 @@ type Source struct {
 	streams sourceStreams
 	going   going
 	held    *heldFiles // of a process before this one
+	journal *journaling
 	relay   *relayLink // to the warden's relay; nil before the grant, and if there are no streams
 
 	pagesReady  chan struct{} // closed when pages is there
@@ -92,6 +93,9 @@ type Source struct {
 	stayed bool  // the target has said that the tree stays drained
 	grant  time.Time
 	cores  int // incomplete core dumps that have been told
+
+	lostFiles []string // that are not found again
+	filesErr  error    // why none is served
 
 	mu       sync.Mutex // guards what Status and Abort look at
 	residual []string   // what the tree still needs, if that is not just its pages and files
@@ -202,6 +206,7 @@ func (s *Source) close() {
 		s.sess.close()
 	}
 	s.seeding.Wait()
+	s.stopJournal()
 	if s.files != nil {
 		_ = s.files.Close() // nothing is served any more
 	}

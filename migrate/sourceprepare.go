@@ -160,7 +160,7 @@ func (s *Source) serve() error {
 		return err
 	}
 	s.seed()
-	s.files.SetJournal(journalTo{s.warden.sock}, s.wardenLost)
+	s.startJournal()
 	if s.guest, err = startGuest(s.opt.Exe, s.opt.PID); err != nil || s.guest == nil {
 		return err
 	}

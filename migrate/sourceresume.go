@@ -126,12 +126,20 @@ func (s *Source) takeUp(g *going, h *handedOver) (err error) {
 			return err
 		}
 	}
+	if h.recovers {
+		st, err := s.loadFiles(g)
+		if err != nil {
+			s.filesErr = err
+		} else {
+			h.files = *st
+		}
+	}
 	if h.files.Whole() {
 		o := remotefs.ServerOptions{Groups: g.Groups, Log: s.log, Writers: s.writers, Budget: s.budget}
 		if s.files, err = remotefs.NewServerFrom(&h.files, o); err != nil {
 			return err
 		}
-		s.files.SetJournal(journalTo{s.warden.sock}, s.wardenLost)
+		s.startJournal()
 	}
 	if s.held != nil {
 		s.holdOn(s.held.files)
@@ -143,6 +151,8 @@ func (s *Source) takeUp(g *going, h *handedOver) (err error) {
 	}
 	if h.Streams {
 		s.relay = s.warden.relay
+	} else if h.recovers {
+		s.lostStreams()
 	} else if alive && s.state == Granted { // the one before did not come to it
 		if _, err := s.copyStreams(); err != nil {
 			return err
@@ -162,14 +172,23 @@ func (s *Source) goOn(ctx context.Context) error {
 		}
 	}
 	s.notice("the source's process was killed; another serves on")
-	if s.files == nil {
-		s.notice("its warden was killed, too: which files the tree has open is not known any more, so what it does with files waits; its memory is served")
+	if s.filesErr != nil {
+		s.notice("its warden was killed, too, and which files the tree has open can't be told, so what it does with files waits; its memory is served: %v", s.filesErr)
+	}
+	for i, f := range s.lostFiles {
+		if i == mostLost {
+			s.notice("and %d files more", len(s.lostFiles)-i)
+			break
+		}
+		s.notice("a file that the tree knows is not found any more, what the tree does with it fails (ESTALE): it was %s", f)
 	}
 	if s.State() != Drained {
 		s.dropSockets()
 	}
 	return s.serveOn(ctx)
 }
+
+const mostLost = 20 // files that are named
 
 // heldFiles are copies of the tree's descriptors of files, with the POSIX locks that are to be taken again.
 type heldFiles struct {

@@ -272,6 +272,16 @@ func copyOf(f preflight.Stdio) (*os.File, error) {
 	return os.NewFile(uintptr(fd), link), nil
 }
 
+// lostStreams is for streams whose relay is gone.
+func (s *Source) lostStreams() {
+	for _, o := range s.stdioObjects() {
+		if o.To == StdioRelay {
+			s.relay = &relayLink{ended: true}
+			s.notice("descriptor %d is not carried any more: what was on its way was lost with the warden", o.all[0].FD)
+		}
+	}
+}
+
 // startRelay is after the grant: from now on the warden reads and writes.
 func (s *Source) startRelay() {
 	if len(s.streams.specs) == 0 {

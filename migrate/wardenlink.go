@@ -91,6 +91,7 @@ func (l *wardenLink) over() {
 
 // close ends the link without a word.
 func (l *wardenLink) close() {
+	l.relay.leave()
 	l.sock.Close()
 	l.reader.Wait()
 	if l.cmd != nil {
@@ -105,6 +106,8 @@ type handedOver struct {
 	link  *wardenLink
 	files remotefs.Standby
 	kept  map[string]*kept
+
+	recovers bool // nothing was: the warden was killed, too
 }
 
 // receive takes all that the warden at the other end of sock hands over.

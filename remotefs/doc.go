@@ -25,6 +25,9 @@
 // not there the client asks for again. A change that can't be done twice writes down beforehand how things stood (witness), so that the successor can
 // tell whether it had been done. TestServerKilled kills the server at each message of each operation.
 //
+// If everybody who holds descriptors is killed at once, a JournalFile says which files they were of. LoadJournal opens them anew: by the names that they may have,
+// below the same root, and the frozen tree's own descriptors. What is found must be the same file by number and time of birth, else it is not served (TestAllKilled).
+//
 // # What is told ahead
 //
 // MsgFileSeed (seed.go) is answered with all that a restore will ask for, first while the tree runs, and once more, held up until then, at the freeze.
@@ -42,6 +45,6 @@
 //
 // Server: quiet (shared by each request at work), then one of holdMu, table.mu, dirState.mu, session.mu, each without the others; below table.mu and
 // session.mu only journal.mu, which is held while the other process takes a message. Client: attachMu or sendMu, then mu. No lock is held in a system call that may wait for a disk,
-// except dirState.mu (one reader of a directory handle at a time) and seeding.mu (one answer at a time), before table.mu, and but Client.sendMu none while the network may.
+// except journal.mu (a write to the page cache), dirState.mu (one reader of a directory handle at a time) and seeding.mu (one answer at a time), before table.mu, and but Client.sendMu none while the network may.
 // File locks are not served: the frozen tree still holds its own, a forwarded one would wait for ever.
 package remotefs

@@ -28,6 +28,8 @@ const (
 	journalBegin    = 8  // request 8, witness
 	journalDone     = 9  // request 8, last 1, a piece of effects and answer
 	journalAcked    = 10 // count 4, count × request 8
+	journalNamed    = 11 // node 8: it may have this name, too; descriptor, which is not kept
+	journalMoved    = 12 // name, name: what has the first, or lies below it, may have the second
 )
 
 // journalPiece is how much of an answer goes into one message.
@@ -83,6 +85,13 @@ func (j *journal) node(id uint64, fd int, mode uint32, index uint64, hidden bool
 	e.U64(index)
 	e.Bool(hidden)
 	j.send(e, fd)
+}
+
+func (j *journal) moved(from, to string) {
+	e := message(journalMoved)
+	e.String(from)
+	e.String(to)
+	j.send(e)
 }
 
 func (j *journal) handle(id uint64, fd int, node uint64, dir bool, request uint64) {

@@ -15,9 +15,10 @@ import (
 
 // line joins a client and a server by connections that a test cuts: each frame passes a hook first.
 type line struct {
-	t *testing.T
-	s *Server
-	c *Client
+	t   *testing.T
+	dir string
+	s   *Server
+	c   *Client
 
 	mu   sync.Mutex
 	hook func(toServer bool, h wire.Header) bool // true: the frame is lost, and the connection with it
@@ -35,7 +36,7 @@ func newLine(t *testing.T, dir string) *line {
 	s, err := NewServer(ServerOptions{Root: d})
 	must(t, err)
 	s.Grant()
-	l := &line{t: t, s: s}
+	l := &line{t: t, dir: dir, s: s}
 	l.c = l.client(0)
 	t.Cleanup(func() {
 		within(t, "the client's end", func() { _ = l.c.Close(); _ = l.c.Close() })

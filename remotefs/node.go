@@ -146,6 +146,9 @@ func (t *table) add(fd int) (*node, wire.FileAttr, error) {
 	defer t.mu.Unlock()
 	if n := t.byKey[k]; n != nil { // holds a descriptor, so the number can't have been given to another file
 		n.lookups++
+		if a.Nlink > 1 && n.mode != unix.S_IFDIR { // perhaps by another name
+			t.journal.send(message(journalNamed, n.id), fd)
+		}
 		_ = unix.Close(fd)
 		return n, a, nil
 	}

@@ -3,6 +3,7 @@ package remotefs
 import (
 	"errors"
 	"fmt"
+	"path"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -45,14 +46,19 @@ func (r *request) dirAndName() (string, error) {
 	return name, inside(r.node)
 }
 
-// walk opens what is below dir, whatever it is, and follows nothing.
+// walk is openBelow; it waits for a descriptor.
 func (s *Server) walk(dir int, rel string) (int, error) {
+	return s.newFD(func() (int, error) { return openBelow(dir, rel) })
+}
+
+// openBelow opens what is below dir, whatever it is, and follows nothing.
+func openBelow(dir int, rel string) (int, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_SYMLINKS,
 	}
 	for {
-		fd, err := s.newFD(func() (int, error) { return unix.Openat2(dir, rel, &how) })
+		fd, err := unix.Openat2(dir, rel, &how)
 		if !errors.Is(err, unix.EAGAIN) { // EAGAIN: a rename or mount somewhere raced with it
 			return fd, err
 		}
@@ -225,7 +231,26 @@ func (s *Server) opRename(r *request) error {
 	if s.taken(r, r.node.fd, name) {
 		return nil
 	}
+	s.moving(r.node.fd, name, dir.fd, name2)
+	if flags&unix.RENAME_EXCHANGE != 0 {
+		s.moving(dir.fd, name2, r.node.fd, name)
+	}
 	return unix.Renameat2(r.node.fd, name, dir.fd, name2, uint(flags))
+}
+
+// moving writes a rename down before it takes place.
+func (s *Server) moving(dir int, name string, dir2 int, name2 string) {
+	if !s.tab.journal.on() {
+		return
+	}
+	root, err := s.RootPath()
+	from, ferr := pathOf(dir)
+	to, terr := pathOf(dir2)
+	if err := errors.Join(err, ferr, terr); err != nil { // out of descriptors it does not fail: readlink takes none
+		s.log.Warn("write a rename down", "err", err)
+		return
+	}
+	s.tab.journal.moved(path.Join(below(root, from), name), path.Join(below(root, to), name2))
 }
 
 // opLink: existing node, name → entry. The node of the head is the directory.

@@ -13,8 +13,9 @@ import (
 // A Standby follows a server's journal in another process, so that its nodes, handles and answers outlive the server's: NewServerFrom goes on
 // where it stopped. It is driven by one goroutine.
 type Standby struct {
-	cur  *standing // what is whole
-	next *standing // being written, after journalReset
+	cur   *standing // what is whole
+	next  *standing // being written, after journalReset
+	blind bool      // it gets no descriptors: they are opened later
 }
 
 // standing is one server's state.
@@ -110,16 +111,23 @@ func (s *Standby) Apply(b []byte, fd int) (err error) {
 	if t == nil {
 		return errJournal
 	}
-	if kind == journalNode || kind == journalHandle {
+	switch kind {
+	case journalNode, journalHandle:
+		if fd < 0 && !s.blind {
+			return errJournal
+		}
 		took, err = t.addFD(kind, d, fd)
 		return err
+	case journalNamed, journalMoved: // for who has no descriptors
+		_ = d.Rest()
+		return nil
 	}
 	return t.apply(kind, d)
 }
 
 func (t *standing) addFD(kind uint8, d *wire.Decoder, fd int) (bool, error) {
 	id := d.U64()
-	if d.Err() != nil || fd < 0 || t.nodes[id] != nil || t.handles[id] != nil {
+	if d.Err() != nil || t.nodes[id] != nil || t.handles[id] != nil {
 		return false, errJournal
 	}
 	if kind == journalNode {

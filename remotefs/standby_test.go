@@ -13,6 +13,8 @@ import (
 type killer struct {
 	t    *testing.T
 	st   *Standby
+	file *JournalFile             // nil: none is written
+	next func() (*Standby, error) // what another server goes on with
 	die  func()
 	gate chan struct{} // closed when the test is over
 
@@ -34,6 +36,9 @@ func (k *killer) Send(b []byte, fds ...int) error {
 	}
 	defer k.mu.Unlock()
 	k.n--
+	if k.file != nil {
+		return k.file.Send(b, fds...)
+	}
 	return into(k.st, b, fds...)
 }
 
@@ -59,17 +64,29 @@ type toStandby struct{ *Standby }
 
 func (s toStandby) Send(b []byte, fds ...int) error { return into(s.Standby, b, fds...) }
 
-// killAt lets the server be killed before its n-th message from now on. Another goes on with what the journal has, handed over once more.
+// handOver gives what the standby has, handed over once more.
+func (k *killer) handOver() (*Standby, error) {
+	var next Standby
+	return &next, k.st.Hand(toStandby{&next})
+}
+
+// killAt lets the server be killed before its n-th message from now on. Another goes on with what the journal has.
 func (l *line) killAt(n int) *killer {
 	k := &killer{t: l.t, st: &Standby{}, gate: make(chan struct{}), n: -1}
+	k.next = k.handOver
+	l.kill(k, n)
+	return k
+}
+
+func (l *line) kill(k *killer, n int) {
 	old := l.server()
 	k.die = func() {
-		var next Standby
-		if err := k.st.Hand(toStandby{&next}); err != nil {
+		next, err := k.next()
+		if err != nil {
 			l.t.Error(err)
 			return
 		}
-		s, err := NewServerFrom(&next, ServerOptions{})
+		s, err := NewServerFrom(next, ServerOptions{})
 		if err != nil {
 			l.t.Error(err)
 			return
@@ -91,7 +108,6 @@ func (l *line) killAt(n int) *killer {
 		}
 		k.st.Close()
 	})
-	return k
 }
 
 // TestServerKilled kills the server at each message that each operation writes to the journal: nobody can tell afterwards.

@@ -15,7 +15,7 @@ func recoverCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "recover",
 		Usage: "show what stands of this host's migrations; go on with one that nobody serves any more, until it is over",
-		Description: "A source's process that is killed is started again by its warden. Only if that was killed, too, is this needed: memory is served again then.\n" +
+		Description: "A source's process that is killed is started again by its warden. Only if that was killed, too, is this needed: memory and files are served again then.\n" +
 			"--resume-source lets the tree run on this host again, if the target proves that it never ran there.",
 		ArgsUsage: "[ID]",
 		Flags: []cli.Flag{
