@@ -284,10 +284,13 @@ func (s *Source) commit(ctx context.Context) error {
 	return nil
 }
 
-// refused says whether the target has said meanwhile that it can't take the tree any more: nothing is granted then, which is better than taken back. That the
-// connection has ended says nothing.
+// refused is the last look before the grant: a person may have given up, or the target have said that it can't take the tree any more: nothing is granted then,
+// which is better than taken back. That the connection has ended says nothing.
 func (s *Source) refused(ctx context.Context) error {
 	for {
+		if err := context.Cause(ctx); err != nil {
+			return err
+		}
 		select {
 		case f, ok := <-s.sess.frames:
 			switch {
@@ -300,7 +303,7 @@ func (s *Source) refused(ctx context.Context) error {
 				if err := decode(f.p, &m); err != nil {
 					return err
 				}
-				s.dialed(ctx, m)
+				s.dialed(context.WithoutCancel(ctx), m) // what it asks for it asks for once
 			default:
 				return fmt.Errorf("target says message %d while it waits for the grant", f.h.Type)
 			}

@@ -323,7 +323,8 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 
 // letGo is after the grant: from here the tree runs only here, and nothing may kill it.
 func (t *Target) letGo(ctx context.Context) error {
-	for t.State() != Granted { // by an agent before this one
+	first := t.State() != Granted // no agent before this one has begun to let it go
+	for t.State() != Granted {
 		err := t.enter(Granted, "")
 		if err == nil {
 			break
@@ -339,6 +340,9 @@ func (t *Target) letGo(ctx context.Context) error {
 	park.At(t.log, "letgo")
 	return t.afterGrantAside(func() error {
 		if err := t.capsule.Finish(ctx); err != nil { // while changes are still kept here: criu removes what it made
+			if first && errors.Is(err, restore.ErrNotTold) {
+				return errors.Join(restore.ErrNeverRuns, err)
+			}
 			return err
 		}
 		if err := t.fuse.granted(ctx); err != nil {

@@ -24,6 +24,13 @@ func (t *Target) awaitGrant(s *session) (bool, error) {
 				t.log.Warn("source is lost after the question; the tree is held until it comes back", "err", s.err)
 				frames = nil
 			case f.h.Type == wire.MsgGrant:
+				select { // which of two is looked at is left to chance
+				case e, ok := <-t.capsule.Events():
+					if err := heldEnds(e, ok); err != nil {
+						return false, err
+					}
+				default:
+				}
 				s.beat.Reset(pingEvery)
 				t.adopt(s)
 				return true, nil
@@ -59,16 +66,24 @@ func (t *Target) awaitGrant(s *session) (bool, error) {
 		case l := <-t.given:
 			delete(t.missing, l)
 		case e, ok := <-t.capsule.Events():
-			switch {
-			case !ok || e.Kind == restore.EventExited:
-				return false, errors.New("the capsule has ended before the grant")
-			case e.Kind == restore.EventNeverRuns:
-				return false, errors.New(e.Text)
+			if err := heldEnds(e, ok); err != nil {
+				return false, err
 			}
 		case <-t.stop:
 			return false, errors.New("the agent ends; the tree that it held is killed and never ran")
 		}
 	}
+}
+
+// heldEnds says whether what a capsule tells is the end of the tree that it held.
+func heldEnds(e restore.Event, ok bool) error {
+	switch {
+	case !ok || e.Kind == restore.EventExited:
+		return errors.New("the capsule has ended before the grant")
+	case e.Kind == restore.EventNeverRuns:
+		return errors.New(e.Text)
+	}
+	return nil
 }
 
 // adopt keeps the session for what follows.

@@ -104,3 +104,21 @@ func criuOf(t *testing.T, guardian int) int {
 	t.Fatal("no criu below the guardian")
 	return 0
 }
+
+// A guardian that is no more has not been told to let its tree go.
+func TestNotTold(t *testing.T) {
+	kerneltest.Leaks(t)
+	kerneltest.NeedRoot(t)
+	l := held(t, startTree(t, 4))
+	if err := unix.Kill(l.c.PID(), unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	<-l.c.Done()
+	if err := l.c.Finish(testContext(t)); !errors.Is(err, ErrNotTold) || !errors.Is(err, ErrDead) {
+		t.Errorf("Finish says %v", err)
+	}
+	if err := errors.Join(l.c.Close(), l.d.Abort()); err != nil {
+		t.Fatal(err)
+	}
+	l.running(t)
+}

@@ -29,8 +29,11 @@ const (
 // killTimeout bounds how long Kill waits for a tree to be gone.
 const killTimeout = 30 * time.Second
 
-// ErrDead says that the guardian, and with it the capsule, is no more.
-var ErrDead = errors.New("the capsule is no more")
+// ErrDead says that the guardian, and with it the capsule, is no more. ErrNotTold says so, too, of one that has not got what it was asked for.
+var (
+	ErrDead    = errors.New("the capsule is no more")
+	ErrNotTold = fmt.Errorf("%w, and was before it could be asked", ErrDead)
+)
 
 // Options of a capsule. The zero value needs an ImagesDir and one of Fuse and BindRoot.
 type Options struct {

@@ -117,7 +117,10 @@ func (c *Capsule) call(ctx context.Context, op string, body any, files ...*os.Fi
 		default:
 		}
 		c.forget(seq, ch)
-		return message{}, nil, errors.Join(ErrDead, err)
+		if err != nil {
+			return message{}, nil, errors.Join(ErrNotTold, err)
+		}
+		return message{}, nil, ErrDead
 	case <-ctx.Done():
 		c.forget(seq, ch)
 		return message{}, nil, context.Cause(ctx)

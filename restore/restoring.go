@@ -277,9 +277,9 @@ func (g *guardian) outlive() error {
 
 var errNotHeld = errors.New("no tree is held")
 
-// ErrNeverRuns says that criu has died over a tree that it held at post-restore: no instruction of the tree has run, and none will, as the restorer in each
-// task waits for criu. Later, at pre-resume, the tasks would run on when their tracer dies.
-var ErrNeverRuns = errors.New("criu has died while it held the tree, which has not run and never will")
+// ErrNeverRuns says that criu, or the guardian, has died over a tree that was held at post-restore: no instruction of the tree has run, and none will, as the restorer
+// in each task waits for criu. Later, at pre-resume, the tasks would run on when their tracer dies.
+var ErrNeverRuns = errors.New("what held the tree has died; the tree has not run and never will")
 
 // let opens the first gate, if it is not open.
 func (g *guardian) let() (*restoring, error) {
