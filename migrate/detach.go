@@ -420,10 +420,11 @@ func (t *Target) endFiles(ctx context.Context, m *detachedMsg) error {
 	if t.msg.RemoveFiles && len(t.msg.With) > 0 {
 		err = t.removeFiles(ctx, m)
 	}
-	if derr := t.fuse.storeDone(ctx); derr != nil {
-		err = errors.Join(err, derr)
+	derr := t.fuse.storeDone(ctx)
+	if errors.Is(derr, errDaemonDied) || errors.Is(derr, errDaemonEnded) { // the one that settled them: nobody has the store any more
+		derr = store.Finish(t.rec.Dir)
 	}
-	return err
+	return errors.Join(err, derr)
 }
 
 // removeFiles removes what has moved from the source, and tells what stays there and why.
@@ -434,6 +435,7 @@ func (t *Target) removeFiles(ctx context.Context, m *detachedMsg) error {
 		m.Kept = append(m.Kept, u.Path+": "+u.Reason)
 	}
 	if err != nil {
+		t.log.Warn("files are not removed from the source", "why", err)
 		m.Kept = append(m.Kept, "what else was to be removed: "+err.Error())
 	}
 	if n := len(m.Kept); n > maxReasons {
@@ -441,5 +443,8 @@ func (t *Target) removeFiles(ctx context.Context, m *detachedMsg) error {
 	}
 	m.Removed = r.Files
 	t.log.Info("files are removed from the source", "audit", true, "files", r.Files, "kept", len(r.Kept))
+	if errors.Is(err, errDaemonDied) || errors.Is(err, errDaemonEnded) {
+		return nil // that is told
+	}
 	return err
 }

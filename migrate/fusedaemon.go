@@ -146,7 +146,7 @@ func (p *fuseProcess) handle(m fuseMsg, files []*os.File) (err error) {
 		p.cfg.Granting = true
 		return nil
 	case m.Op == "store" && m.Store != nil && p.daemon != nil:
-		s, err := p.startStore(m.Store.Want)
+		s, err := p.storeFor(m.Store)
 		if err != nil {
 			return p.sock.Send(encode(fuseMsg{Op: "store", Store: &storeMsg{Number: m.Store.Number, Error: err.Error()}}))
 		}

@@ -100,7 +100,7 @@ func (d *fuseDaemon) askStore(ctx context.Context, q storeMsg, result any) error
 	case a := <-c:
 		return a.read(q.Do, result)
 	case <-d.done:
-		return fmt.Errorf("ask FUSE daemon to %s files: it has ended", q.Do)
+		return fmt.Errorf("ask FUSE daemon to %s files: %w", q.Do, errDaemonEnded)
 	case <-ctx.Done():
 		return fmt.Errorf("ask FUSE daemon to %s files: %w", q.Do, context.Cause(ctx))
 	}
@@ -141,7 +141,10 @@ func (d *fuseDaemon) storeAnswer(a *storeMsg) {
 	}
 }
 
-var errDaemonDied = errors.New("the FUSE daemon has died, and another has taken its place: ask again from the beginning")
+var (
+	errDaemonDied  = errors.New("the FUSE daemon has died, and another has taken its place: ask again from the beginning")
+	errDaemonEnded = errors.New("it has ended")
+)
 
 // number tells one daemon from those that follow it, from 1 on.
 func (d *fuseDaemon) number() uint64 {
@@ -219,11 +222,19 @@ func doStore(ctx context.Context, s *store.Store, q storeMsg) (any, error) {
 	return nil, fmt.Errorf("the store can't %q", q.Do)
 }
 
-// startStore makes the store on the first question about it.
-func (p *fuseProcess) startStore(w *store.Want) (*store.Store, error) {
-	if p.store != nil {
+// storeFor is the store that a question is about. It is made, empty, when files shall move, and by no other question: that is about the store of a daemon
+// which has died since, and the tree may live on its files.
+func (p *fuseProcess) storeFor(q *storeMsg) (*store.Store, error) {
+	switch {
+	case p.store != nil:
 		return p.store, nil
+	case q.Do != "move":
+		return nil, errDaemonDied
 	}
+	return p.startStore(q.Want)
+}
+
+func (p *fuseProcess) startStore(w *store.Want) (*store.Store, error) {
 	if !p.handed.Load() {
 		return nil, errors.New("files move after the grant only")
 	}
