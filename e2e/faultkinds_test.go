@@ -30,8 +30,8 @@ var kills = []fault{
 	{name: "kill warden", want: ends(either, nil), do: func(f *faulty) { f.kill(wardenPart) }},
 	{name: "kill keeper", at: between("prepare", "grant"), want: ends(onB, nil), do: func(f *faulty) { f.kill(keeperPart) }},
 	{name: "kill agent", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.kill(agentPart) }},
-	{name: "kill handler", want: ends(either, nil), do: func(f *faulty) { f.kill(handlerPart) }},
-	{name: "kill guardian", want: func(p point) string {
+	{name: "kill handler", at: before("left"), want: ends(either, nil), do: func(f *faulty) { f.kill(handlerPart) }},
+	{name: "kill guardian", at: before("left"), want: func(p point) string {
 		switch {
 		case p.name == "letgo": // whether it was let go can't be told
 			return frozen
@@ -39,12 +39,22 @@ var kills = []fault{
 			return gone
 		}
 		return onA // from the grant on with the target's proof that it never ran
-	}, do: func(f *faulty) { f.kill(guardianPart) }},
-	{name: "kill FUSE daemon", want: ends(onA, own(onB, "asked", "grant")), do: func(f *faulty) { f.kill(fuseDaemonPart) }},
-	{name: "kill FUSE keeper", want: ends(either, own(onB, "asked", "grant")), do: func(f *faulty) { f.kill(fuseKeeperPart) }},
+	}, do: func(f *faulty) {
+		f.kill(guardianPart)
+		f.r.eventually("end of the guardian", func() bool { return f.sh(f.r.l.B, "pgrep -f '"+guardianPart.pattern+"'; true") == "" })
+	}},
+	{name: "kill FUSE daemon", at: before("left"), want: ends(onA, own(onB, "asked", "grant")), do: func(f *faulty) {
+		f.kill(fuseDaemonPart)
+		f.tookOver()
+	}},
+	{name: "kill FUSE keeper", at: before("left"), want: ends(either, own(onB, "asked", "grant")), do: func(f *faulty) {
+		f.kill(fuseKeeperPart)
+		f.tookOver()
+	}},
 	{name: "kill agent, handler and FUSE daemon", at: between("asked", "switched"), want: ends(onA, own(onB, "grant")), do: func(f *faulty) {
 		f.kill(agentPart, handlerPart, fuseDaemonPart)
 	}},
+	{name: "kill switch", at: between("switch-stopped", "switch-commit"), want: ends(onB, own(gone, "switch-commit")), do: func(f *faulty) { f.kill(switchPart) }},
 	{name: "kill carrier", at: between("restore", "drained"), streams: true, want: ends(either, nil), do: func(f *faulty) {
 		f.kill(carrierPart)
 		f.noStreams = true
@@ -72,6 +82,13 @@ var cuts = []fault{
 	}},
 }
 
+// tookOver waits for the next FUSE daemon where the switch would go on without.
+func (f *faulty) tookOver() {
+	if strings.HasPrefix(f.p.name, "switch-") {
+		f.says("another has taken over")
+	}
+}
+
 // lost waits until messages were lost for sure: pings are among them.
 func lost(f *faulty) {
 	f.until("messages to be lost", func() bool { return f.proxy.loseEnd(3) })
@@ -89,7 +106,8 @@ var shortages = []fault{
 		f.says("no space left on device")
 		f.roomy(f.r.l.A, "/var/lib/lazymig")
 	}},
-	{name: "no room for B's records and files", want: ends(either, nil), do: func(f *faulty) { f.full(f.r.l.B, "/var/lib/lazymig") }, then: func(f *faulty) {
+	// later the tree itself gets the error, as it would without lazymig
+	{name: "no room for B's records and files", at: before("switch-commit"), want: ends(either, nil), do: func(f *faulty) { f.full(f.r.l.B, "/var/lib/lazymig") }, then: func(f *faulty) {
 		f.says("no space left on device")
 		f.roomy(f.r.l.B, "/var/lib/lazymig")
 	}},
@@ -128,6 +146,7 @@ var (
 	fuseDaemonPart = part{false, "lazymig [f]use-daemon"}
 	fuseKeeperPart = part{false, "lazymig [f]use-keeper"}
 	carrierPart    = part{false, "lazymig [c]arrier"}
+	switchPart     = part{false, "lazymig [s]witch"}
 )
 
 const criuPattern = "[s]bin/criu swrk|[c]riu: (dump|restore)"
@@ -233,6 +252,6 @@ func (f *faulty) noticed() {
 	f.r.t.Helper()
 	f.until("a side to miss the other", func() bool {
 		log := f.logs()
-		return slices.ContainsFunc([]string{"target is lost", "source is lost", "control connection", "given up"}, func(s string) bool { return strings.Contains(log, s) })
+		return slices.ContainsFunc([]string{"target is lost", "source is lost", "source has ended", "control connection", "given up"}, func(s string) bool { return strings.Contains(log, s) })
 	})
 }

@@ -5,8 +5,9 @@ import "slices"
 // point is where a migration is held (package internal/park).
 type point struct {
 	name   string
-	source bool // the source's part stands there, else the agent
+	source bool // the source's part stands there, else the agent or the switch
 	handed bool // the grant is on disk
+	leaves bool // the tree shall leave the source's files, which are removed there
 }
 
 // points are in the order in which a migration comes by.
@@ -25,9 +26,14 @@ var points = []point{
 	{name: "full", handed: true},                  // all memory is there; not on disk, the source does not know
 	{name: "hold", source: true, handed: true},    // copies of descriptors are kept, the frozen tree is to be killed
 	{name: "drained", source: true, handed: true}, // killed, not on disk
-	{name: "files", handed: true},                 // files come
-	{name: "detach", handed: true},                // they are there
-	{name: "switched", handed: true},              // the tree is on its own files, helpers are there, nothing is on disk
+
+	{name: "files", handed: true, leaves: true},          // files come
+	{name: "detach", handed: true, leaves: true},         // they are there
+	{name: "switch-stopped", handed: true, leaves: true}, // so is the tree, and each thread is stopped
+	{name: "switch-settled", handed: true, leaves: true}, // what was written last has come
+	{name: "switch-commit", handed: true, leaves: true},  // all is prepared; from here on the tree is put on its files, or dies
+	{name: "switched", handed: true, leaves: true},       // it is; helpers are there, the source's files, too, and nothing is on disk
+	{name: "left", handed: true, leaves: true},           // helpers are gone, files removed; not on disk, the source does not know
 }
 
 // between are the points from first to last.
@@ -41,6 +47,12 @@ func between(first, last string) []string {
 }
 
 func at(names ...string) []string { return names }
+
+// before are the points that come before one.
+func before(name string) []string {
+	all := between(points[0].name, name)
+	return all[:len(all)-1]
+}
 
 // Ends of a case: where the tree runs.
 const (

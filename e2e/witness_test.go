@@ -158,6 +158,13 @@ func (w *witness) last() (step uint64, on string) {
 	return w.step, w.on
 }
 
+// broken says that a step was made that must not be: nothing that the program does from then on says more.
+func (w *witness) broken() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.bad != nil
+}
+
 // verdict fails the test if a step was made that must not be.
 func (w *witness) verdict(t *testing.T) {
 	t.Helper()
