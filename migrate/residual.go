@@ -25,11 +25,14 @@ func (t *Target) residual() []string {
 	for _, p := range t.msg.Remote {
 		r = append(r, trim("files below "+p+" (--remote)"))
 	}
-	if t.stdio != nil && !t.stdio.idle {
+	if t.carries() {
 		r = append(r, "standard streams, which are carried by lazymig; with --stdio null they would not be")
 	}
 	return r
 }
+
+// carries says whether standard streams are carried.
+func (t *Target) carries() bool { return t.stdio != nil && !t.stdio.idle }
 
 // endSome is endHelpers where something stays. The store is finished before the FUSE daemon hears anything of it: one that has followed another since knows
 // of none, and would begin anew.

@@ -98,6 +98,7 @@ type Source struct {
 	filesErr  error    // why none is served
 
 	mu       sync.Mutex // guards what Status and Abort look at
+	carries  bool       // standard streams
 	residual []string   // what the tree still needs, if that is not just its pages and files
 	state    State
 	last     progressMsg
