@@ -36,7 +36,8 @@
 //
 // A pipe, FIFO or socket that the tree shares with others as standard input, output or error gets another end on the target (stdiotarget.go),
 // and the source keeps copies of the tree's own descriptors (stdio.go); a relay on each side (stdiorelay.go), on the source in the warden's process (relaylink.go), carries the bytes. Nothing is read
-// there before the grant, so what the pipes hold at the freeze stays in them. Terminals are refused: their modes and signals would have to
+// there before the grant, so what the pipes hold at the freeze stays in them. What goes to a file or to journald of the target is given to the tree itself when it is
+// detached (carriergive.go). Terminals are refused: their modes and signals would have to
 // be carried, too.
 //
 // # Who goes on after a kill -9

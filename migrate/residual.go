@@ -20,19 +20,21 @@ import (
 const MaxRemote = maxReasons - 1
 
 // residual is what the tree will need from the source when it is on its files.
-func (t *Target) residual() []string {
+func (t *Target) residual(carried bool) []string {
 	var r []string
 	for _, p := range t.msg.Remote {
 		r = append(r, trim("files below "+p+" (--remote)"))
 	}
-	if t.carries() {
+	if carried {
 		r = append(r, "standard streams, which are carried by lazymig; with --stdio null they would not be")
 	}
 	return r
 }
 
-// carries says whether standard streams are carried.
-func (t *Target) carries() bool { return t.stdio != nil && !t.stdio.idle }
+// carries says whether standard streams are carried to the source.
+func (t *Target) carries() bool {
+	return t.stdio != nil && (t.msg.Stdio == "" || t.msg.Stdio == StdioRelay)
+}
 
 // endSome is endHelpers where something stays. The store is finished before the FUSE daemon hears anything of it: one that has followed another since knows
 // of none, and would begin anew.

@@ -36,12 +36,25 @@ func (t *Target) switchApart(ctx context.Context, dev uint64) (*detachedMsg, err
 		return nil, err
 	}
 	defer group.Close()
+	streams, left, err := t.stdio.give(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, s := range streams {
+			s.File.Close()
+		}
+	}()
 	out, err := detach.Apart{
-		Exe: t.a.opt.Exe, Group: procs, Cgroup: group, MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote, Log: t.log,
+		Exe: t.a.opt.Exe, Group: procs, Cgroup: group, MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote, Streams: streams, Log: t.log,
 		Outcome: filepath.Join(t.rec.Dir, switchedName),
 		Hold:    []*os.File{t.rec.f}, // the record stays locked until the switch is over: until then no other agent takes the migration up
 		Settle: func(ctx context.Context, inodes []uint64) (detach.Settled, error) {
-			return t.settle(ctx, inodes, unix.Minor(dev))
+			s, err := t.settle(ctx, inodes, unix.Minor(dev), left > 0)
+			if err == nil && len(streams) > 0 {
+				err = t.stdio.empty(ctx)
+			}
+			return s, err
 		},
 	}.Switch(ctx)
 	if err != nil {
@@ -51,7 +64,7 @@ func (t *Target) switchApart(ctx context.Context, dev uint64) (*detachedMsg, err
 }
 
 // settle brings the last bytes over while the tree is stopped.
-func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32) (l detach.Settled, err error) {
+func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32, carried bool) (l detach.Settled, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, settleTime, errors.New("the source does not answer"))
 	defer cancel()
 	st, err := t.fuse.storeSettle(ctx)
@@ -61,7 +74,7 @@ func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32)
 	if err := undecided(st.Undecided); err != nil {
 		return l, err
 	}
-	l.Note = encode(detachedMsg{Files: st.Files, Bytes: st.Bytes, Root: st.Plan.Root, Connection: connection, Residual: t.residual()})
+	l.Note = encode(detachedMsg{Files: st.Files, Bytes: st.Bytes, Root: st.Plan.Root, Connection: connection, Residual: t.residual(carried)})
 	l.Root = st.Plan.Root
 	for _, b := range st.Plan.Binds {
 		l.Binds = append(l.Binds, detach.Bind{Path: b.Path, Target: b.TargetPath})
