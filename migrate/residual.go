@@ -52,7 +52,9 @@ func (t *Target) endSome(m *detachedMsg, fresh bool) error {
 		err = t.removeFiles(ctx, m)
 	}
 	if fresh {
-		err = errors.Join(err, t.fuse.storeDone(ctx))
+		if derr := t.fuse.storeDone(ctx); !errors.Is(derr, errDaemonDied) { // the one that follows it has no store
+			err = errors.Join(err, derr)
+		}
 	}
 	if len(t.msg.Remote) > 0 {
 		return err
