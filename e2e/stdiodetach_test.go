@@ -18,19 +18,7 @@ func TestStdioDetach(t *testing.T) {
 			r := newRig(t)
 			a, b := r.l.A, r.l.B
 			if to == "journal" {
-				r.sh(b, "mkdir -p /run/systemd/journal")
-				r.spawn(b, "/usr/bin/python3", "-c", `
-import socket
-s = socket.socket(socket.AF_UNIX)
-s.bind("/run/systemd/journal/stdout")
-s.listen()
-c, _ = s.accept()
-with open("/srv/log", "ab", 0) as out:
-    while chunk := c.recv(65536):
-        out.write(chunk)
-open("/srv/over", "w")
-`)
-				r.eventually("journald's socket", func() bool { return r.sh(b, "test -S /run/systemd/journal/stdout && echo there; true") == "there" })
+				r.journald(b)
 			}
 			r.spawn(a, "/bin/sh", "-c", "/usr/bin/python3 "+r.script("lines.py")+" 2>&1 </dev/null | cat >/srv/out")
 			r.eventually("lines", func() bool { return r.sh(a, "wc -l </srv/out 2>/dev/null || echo 0") > "1" })
