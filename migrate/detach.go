@@ -49,10 +49,11 @@ type detachedMsg struct {
 	Kept    []string `json:"kept,omitempty"`    // paths there that were to be removed, and why they are not
 
 	Residual []string `json:"residual,omitempty"` // what it does need (residual.go)
+	Places   []string `json:"places,omitempty"`   // what is at its own path (places.go)
 }
 
 func (m *detachedMsg) check() error {
-	if len(m.Kept) > maxReasons+1 || len(m.Residual) > maxReasons {
+	if len(m.Kept) > maxReasons+1 || len(m.Residual) > maxReasons || len(m.Places) > maxPaths {
 		return fmt.Errorf("%d paths, needs %d", len(m.Kept), len(m.Residual))
 	}
 	for i, k := range m.Kept {
@@ -190,6 +191,9 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 	if m := readSwitched(t.rec.Dir, t.log); m != nil { // an agent before this one has died since
 		return m, t.afterSwitch(m, false)
 	}
+	if err := t.takeBack(); err != nil { // an agent before this one has died over a switch that failed
+		return nil, err
+	}
 	if t.fuse == nil {
 		return nil, errors.New("this agent can't reach the tree's FUSE daemon")
 	}
@@ -210,6 +214,9 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 
 // afterSwitch ends what is not needed. fresh: it was this agent that has switched.
 func (t *Target) afterSwitch(m *detachedMsg, fresh bool) error {
+	if err := t.finishPlaces(); err != nil {
+		t.log.Error("files that were replaced", "err", err)
+	}
 	if len(m.Residual) > 0 {
 		return t.endSome(m, fresh)
 	}

@@ -9,6 +9,7 @@
 //	granted    the grant is on disk, MsgGrant              the grant is on disk, lets go: MsgResumed
 //	drain      serves pages and files                      faults first, then the rest
 //	drained    kills the frozen tree, keeps descriptors    all memory is here: MsgDrained
+//	                                                       with --in-place: what goes to its own path is there (places.go)
 //	           serves what stays here (residual.go)        the tree lives on local files but for that: MsgStays
 //	detached   ends                                        the tree lives on local files, a bare init is its PID 1: MsgDetached
 //	ended      nothing is served any more                  the tree has ended; nothing is left

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -54,9 +55,15 @@ func (t *Target) switchApart(ctx context.Context, dev uint64) (*detachedMsg, err
 			if err == nil && len(streams) > 0 {
 				err = t.stdio.empty(ctx)
 			}
+			if err == nil {
+				err = t.place(&s.Local)
+			}
 			return s, err
 		},
 	}.Switch(ctx)
+	if _, broken := errors.AsType[*detach.Broken](err); err != nil && !broken {
+		return nil, errors.Join(err, t.takeBack())
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +81,7 @@ func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32,
 	if err := undecided(st.Undecided); err != nil {
 		return l, err
 	}
-	l.Note = encode(detachedMsg{Files: st.Files, Bytes: st.Bytes, Root: st.Plan.Root, Connection: connection, Residual: t.residual(carried)})
+	l.Note = encode(detachedMsg{Files: st.Files, Bytes: st.Bytes, Root: st.Plan.Root, Connection: connection, Residual: t.residual(carried), Places: t.places()})
 	l.Root = st.Plan.Root
 	for _, b := range st.Plan.Binds {
 		l.Binds = append(l.Binds, detach.Bind{Path: b.Path, Target: b.TargetPath})
@@ -116,4 +123,10 @@ func forgetSwitched(dir string, log *slog.Logger) {
 	}
 }
 
-func filesAt(m *detachedMsg) string { return "files at " + m.Root }
+func filesAt(m *detachedMsg) string {
+	at := "files at " + m.Root
+	if len(m.Places) > 0 {
+		at += " and in place, at " + strings.Join(m.Places, ", ")
+	}
+	return at
+}
