@@ -187,7 +187,7 @@ func (s *Source) servePages() error {
 	if err != nil {
 		return err
 	}
-	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Objects: objects, Log: s.log, Budget: s.budget}); err != nil {
+	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Objects: objects, Log: s.log, Budget: s.budget, Compress: s.opt.Compress}); err != nil {
 		return err
 	}
 	close(s.pagesReady)

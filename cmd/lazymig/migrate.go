@@ -15,6 +15,7 @@ import (
 
 	"github.com/lazymig/lazymig/internal/criu"
 	"github.com/lazymig/lazymig/migrate"
+	"github.com/lazymig/lazymig/pagesrv"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -39,6 +40,7 @@ func migrateCommand() *cli.Command {
 			&cli.BoolFlag{Name: "in-place", Usage: "put what --with names at its own path on the target; what is there already and differs is listed, and nothing happens"},
 			&cli.BoolFlag{Name: "overwrite", Usage: "with --in-place: replace what is there"},
 			&cli.StringFlag{Name: "bwlimit", Usage: "bytes a second, as `RATE` with K, M or G (1,024s), that memory and files together may take of the line; what a process waits for does not wait, but counts"},
+			&cli.StringFlag{Name: "compress", Value: pagesrv.CompressAuto, Usage: "`HOW` memory that is pushed is compressed: auto (by what line and CPU give at the moment), none, s2 or zstd"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
 			&cli.StringFlag{Name: "log", Usage: "`FILE` for the log of the process that serves the tree (default: beside its record)"},
 		},
@@ -86,6 +88,9 @@ func doMigrate(c *cli.Context) error {
 	if err != nil {
 		return usage("--bwlimit %q: %v", c.String("bwlimit"), err)
 	}
+	if err := pagesrv.CheckCompress(c.String("compress")); err != nil {
+		return usage("--compress %q: auto, none, s2 or zstd", c.String("compress"))
+	}
 	exe, err := self()
 	if err != nil {
 		return err
@@ -107,7 +112,7 @@ func doMigrate(c *cli.Context) error {
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
-		Mode: c.String("mode"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit,
+		Mode: c.String("mode"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"),
 	}, logTo)
 	if err != nil {
 		return err
