@@ -264,7 +264,7 @@ func (d *Dump) finishImages(r *Result) error {
 				return err
 			}
 		}
-		t := Task{ID: p.vpid, PID: p.pid, StartTime: p.start, TIDs: p.tids}
+		t := Task{ID: p.vpid, PID: p.pid, StartTime: p.start, TIDs: p.tids, Huge: s.blocks}
 		if r.Unhidden == "" {
 			t.Shared = s.shared(d.objects)
 		}
@@ -282,7 +282,6 @@ func (d *Dump) finishImages(r *Result) error {
 			}
 			reg := Region{Start: v.Start, End: v.End, Prot: v.Prot, WipeOnFork: v.Madv&(1<<madvFlags["wf"]) != 0}
 			if i < len(s.mappings) && s.mappings[i].start == v.Start {
-				reg.Huge = s.mappings[i].huge
 				had[v.Start] = s.mappings[i].rss+s.mappings[i].swap > 0
 				t.Bytes += s.mappings[i].rss + s.mappings[i].swap
 			}

@@ -45,7 +45,6 @@ type Region struct {
 	Start, End uint64
 	Prot       uint32
 	WipeOnFork bool // zero in a child
-	Huge       bool // had transparent huge pages
 	Empty      bool // no page in it: all of it reads as zeros
 }
 
@@ -73,6 +72,9 @@ type SharedRange struct {
 	Offset     uint64
 }
 
+// HugeRange is a range of transparent huge pages, in units of HugeSize.
+type HugeRange struct{ First, N uint64 }
+
 // Task is a live process of the tree.
 type Task struct {
 	ID        uint32   // its PID in its own PID namespace, as in the images
@@ -81,7 +83,8 @@ type Task struct {
 	TIDs      []uint32 // its threads, in its own PID namespace, its own ID among them
 	Regions   []Region // in order of address
 	Shared    []SharedRange
-	Bytes     uint64 // present or swapped in Regions, at the snapshot
+	Huge      []HugeRange // at the snapshot
+	Bytes     uint64      // present or swapped in Regions, at the snapshot
 }
 
 // Page is one whole page of a task.

@@ -42,6 +42,7 @@ type snapshot struct {
 	locked   uint64     // VmLck, kB
 	flags    []vmaFlags // of the kernel, read before smaps; nil where there is no BPF iterator
 	frozen   bool       // taken while the tree was frozen
+	blocks   []HugeRange
 }
 
 // takeSnapshot reads smaps, which walks the page tables: about 10 ms for each GB of small pages. r may be nil.
@@ -65,7 +66,10 @@ func takeSnapshot(r *flagReader, pid int) (*snapshot, error) {
 		return nil, fmt.Errorf("parse smaps of process %d: %w", pid, err)
 	}
 	s.locked, s.flags = locked, flags
-	return s, s.findGuards(pid)
+	if err := s.findGuards(pid); err != nil {
+		return nil, err
+	}
+	return s, s.findHuge(pid)
 }
 
 func parseSmaps(b []byte) (*snapshot, error) {

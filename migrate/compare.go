@@ -54,6 +54,12 @@ func taskMem(r *dump.Result) []memory.TaskMem {
 			out[i].Shared = append(out[i].Shared, memory.SharedRange{Start: s.Start, End: s.End, Object: s.Object, Offset: s.Offset})
 		}
 	}
+	for i, left := 0, maxHuge; i < len(r.Tasks) && left > 0; i++ {
+		for _, h := range r.Tasks[i].Huge[:min(left, len(r.Tasks[i].Huge))] {
+			out[i].Huge = append(out[i].Huge, [2]uint64{h.First, h.N})
+			left--
+		}
+	}
 	for _, o := range r.Objects {
 		out = append(out, memory.TaskMem{ID: o.ID, Regions: []memory.Region{{End: o.Size}}})
 	}

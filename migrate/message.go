@@ -23,6 +23,7 @@ const (
 	maxImages     = 100_000
 	maxImageBytes = 8 << 30
 	maxTasks      = 10_000
+	maxHuge       = 8192 // ranges of huge pages, each of 2 MB
 	maxThreads    = 1 << 20
 	maxWord       = 255
 	maxNote       = 4096
@@ -52,8 +53,6 @@ type prepareMsg struct {
 
 	Remote []string `json:"remote,omitempty"` // directories that stay on the source
 
-	InPlace     bool `json:"in_place,omitempty"`     // what With names goes to its own path
-	Overwrite   bool `json:"overwrite,omitempty"`    // whatever is there
 	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
 
 	Mode string `json:"mode,omitempty"` // ModePost if empty
@@ -153,6 +152,14 @@ func (m *restoreMsg) check() error {
 	for _, s := range m.Stdio {
 		if err := s.check(); err != nil {
 			return err
+		}
+	}
+	huge := 0
+	for _, t := range m.Tasks {
+		for _, h := range t.Huge {
+			if huge++; huge > maxHuge || h[1] == 0 || h[0] > 1<<26 || h[1] > 1<<26 {
+				return fmt.Errorf("range %d of huge pages: %d from %d on", huge, h[1], h[0])
+			}
 		}
 	}
 	sizes := map[uint32]uint64{} // of shared objects

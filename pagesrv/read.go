@@ -26,8 +26,6 @@ type reading struct {
 	runs   []Run
 	head   []byte
 	parts  [][]byte
-	flat   []byte // the data of all parts, to be packed
-	packed []byte
 }
 
 var readings = sync.Pool{New: func() any {

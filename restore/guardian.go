@@ -114,7 +114,8 @@ type guardian struct {
 	warm    *criu.Worker // may be nil
 	kept    map[uint32]*os.File
 
-	cores    *cores // nil when nothing is lazy, and before the release
+	huge     *collapsing // nil before the drain
+	cores    *cores      // nil when nothing is lazy, and before the release
 	mu       sync.Mutex
 	restore  *restoring // nil before opRestore
 	outlives bool       // the agent may go away
@@ -196,7 +197,11 @@ func (g *guardian) handle(m message, files []*os.File) {
 	case opRelease:
 		go g.doRelease(m)
 	case opDrain:
-		g.answer(m, g.hub.drain(), nil)
+		err := g.hub.drain()
+		if err == nil {
+			g.startCollapse()
+		}
+		g.answer(m, err, nil)
 	case opAttach:
 		if len(files) != 1 {
 			fdpass.CloseAll(files)

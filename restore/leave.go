@@ -82,6 +82,7 @@ func (g *guardian) leave(m message) {
 	if err != nil {
 		return
 	}
+	g.finishCollapse()
 	g.hub.close()
 	if err := g.endHolder(); err != nil {
 		g.log.Error("end holder of descriptors", "err", err)

@@ -28,6 +28,7 @@ const (
 	Present = 1 << 3
 	Swapped = 1 << 4 // also guards and poisoned pages
 	PfnZero = 1 << 5 // the kernel's page of zeros
+	Huge    = 1 << 6 // mapped as a whole
 	Guard   = 1 << 8 // 6.15
 )
 
@@ -38,6 +39,7 @@ const (
 	EntryPresent = 1 << 63
 	EntrySwapped = 1 << 62
 	EntryGuard   = 1 << 58 // 6.15
+	EntryOwn     = 1 << 56 // mapped once
 
 	// EntryFrame is the frame of a present page; of a swapped one the type and offset. Zero for who has no CAP_SYS_ADMIN.
 	EntryFrame = 1<<55 - 1

@@ -42,7 +42,6 @@ const (
 	device
 	inotify
 	unixSocket
-	stream // of this process's Streams
 )
 
 // descriptor is a number of a process.
@@ -82,7 +81,6 @@ type survey struct {
 	byFile    map[descKey][]*description // those that may be the same
 	epolls    []*epollSet
 	stuck     []string
-	streams   []Stream
 	remote    []string          // Options.Remote
 	left      map[uint64]string // files in use that stay → path; empty: it has no name
 }
@@ -109,7 +107,7 @@ func (s *survey) stick(format string, args ...any) {
 
 // look surveys the tasks. In a tree that runs what comes and goes meanwhile is passed over.
 func look(o *Options, tasks []*task, flags flagCache) (*survey, error) {
-	s := &survey{dev: o.Dev, byFile: map[descKey][]*description{}, streams: o.Streams, remote: o.Remote, left: map[uint64]string{}}
+	s := &survey{dev: o.Dev, byFile: map[descKey][]*description{}, remote: o.Remote, left: map[uint64]string{}}
 	rootNS, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", o.MountNS))
 	if err != nil {
 		return nil, fmt.Errorf("find mount namespace of the tree: %w", err)
@@ -143,7 +141,7 @@ func look(o *Options, tasks []*task, flags flagCache) (*survey, error) {
 		s.processes = append(s.processes, p)
 	}
 	s.watched()
-	return s, s.unpollable()
+	return s, nil
 }
 
 // place finds out what a task shares with those before it.
@@ -268,7 +266,7 @@ func (s *survey) inodes() []uint64 {
 		}
 	}
 	for _, d := range s.descs {
-		if d.kind != inotify && d.kind != stream {
+		if d.kind != inotify {
 			all = append(all, d.obj.ino)
 		}
 		for _, w := range d.watch {

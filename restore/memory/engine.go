@@ -26,6 +26,8 @@ type TaskMem struct {
 	ID      uint32 // its pid in the capsule, which is its pid at the source
 	Regions []Region
 	Shared  []SharedRange `json:",omitempty"`
+	// Huge are ranges of transparent huge pages that it had, in units of 2 MB: first, number. The engine does not care.
+	Huge [][2]uint64 `json:",omitempty"`
 }
 
 // Want is a request for pages of the source.
