@@ -20,7 +20,7 @@ func pgBin(t *testing.T) string {
 }
 
 // TestPostgres moves a PostgreSQL of its own user, in an IPC namespace of its own, while pgbench writes to it, and detaches it; every committed
-// transaction must be there: pgbench's tables have sums that are equal only then.
+// transaction must be there: pgbench's tables have sums that are equal only then. Its shared buffers, anonymous shared memory, come lazily.
 func TestPostgres(t *testing.T) {
 	bin := pgBin(t)
 	r := newHosts(t)
@@ -42,7 +42,7 @@ func TestPostgres(t *testing.T) {
 	a, bb := r.l.A, r.l.B
 	as := "setpriv --reuid postgres --regid postgres --clear-groups "
 	r.sh(a, "mkdir -p /srv/pg && chown postgres /srv/pg && "+as+bin+"/initdb -D /srv/pg/data -A trust >/dev/null")
-	p := r.spawn(a, "/bin/sh", "-c", "exec unshare -i "+as+bin+"/postgres -D /srv/pg/data -p 5433 -k /srv/pg -c listen_addresses=0.0.0.0 -c shared_buffers=16MB >/srv/pg/out 2>&1 </dev/null")
+	p := r.spawn(a, "/bin/sh", "-c", "exec unshare -i "+as+bin+"/postgres -D /srv/pg/data -p 5433 -k /srv/pg -c listen_addresses=0.0.0.0 -c shared_buffers=256MB >/srv/pg/out 2>&1 </dev/null")
 	psql := func(sql string) string { return "psql -h 127.0.0.1 -p 5433 -U postgres -Atc \"" + sql + "\"" }
 	r.says(a, "PostgreSQL to answer", psql("select 1")+" postgres", "1")
 	r.sh(a, "pgbench -h 127.0.0.1 -p 5433 -U postgres -i -s 2 postgres >/dev/null 2>&1")
@@ -52,6 +52,11 @@ func TestPostgres(t *testing.T) {
 	}
 	r.eventually("pgbench to write", func() bool { return r.sh(a, psql("select count(*)>50 from pgbench_history")+" postgres") == "t" })
 	pid, root := r.detach(a, bb, p.Pid, r.locals(a, bb)...)
+	for _, e := range r.last.events {
+		if strings.Contains(e.Text, "copied while the tree stands still") {
+			t.Errorf("its shared buffers were not lazy: %s", e.Text)
+		}
+	}
 	if err := load.Wait(); err == nil {
 		t.Error("pgbench has kept its connections, which are closed")
 	}

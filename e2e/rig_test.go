@@ -65,6 +65,7 @@ type rig struct {
 	agents    map[*lab.Host]*agent
 	sourceEnv []string // of lazymig migrate, for package park
 	via       string   // where agents are reached, if not where they are
+	last      *moved   // what the last move told
 }
 
 type agent struct {
@@ -356,6 +357,7 @@ func (g *migration) wait() *moved {
 func (r *rig) move(from, to *lab.Host, pid int, args ...string) (int, *moved) {
 	r.t.Helper()
 	m := r.try(from, to, pid, args...)
+	r.last = m
 	if m.code != 0 {
 		logs, _ := from.Command(r.ctx, "/bin/sh", "-c", "tail -n 40 /var/lib/lazymig/*.log").CombinedOutput()
 		r.t.Fatalf("migrate ended with %d: %s\nsource's log:\n%s", m.code, m.stderr, logs)

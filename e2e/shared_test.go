@@ -113,3 +113,14 @@ python3 -c 'import fcntl,os,sys; print(fcntl.fcntl(os.open(sys.argv[1], os.O_RDO
 	r.ended(a, a, back, "/srv/status")
 	r.clean()
 }
+
+// TestSharedFiles moves processes that share files of /dev/shm, which come as files do, and are detached with them.
+func TestSharedFiles(t *testing.T) {
+	r := newRig(t, "sharer")
+	a, b := r.l.A, r.l.B
+	p := r.sharer(a, 16, 4, "shm")
+	pid, _ := r.move(a, b, p.Pid)
+	r.goesOn(a, "/srv/status")
+	r.ended(a, b, pid, "/srv/status")
+	r.clean()
+}

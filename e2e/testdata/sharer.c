@@ -1,4 +1,4 @@
-// sharer SIZE_MB PROCESSES STATUS [churn|calm|memfd [FD]]: processes share anonymous memory whose every word each of them can check, and go on checking and
+// sharer SIZE_MB PROCESSES STATUS [churn|calm|memfd|shm [FD]]: processes share anonymous memory whose every word each of them can check, and go on checking and
 // changing it.
 //
 // Of each BLOCK pages in turn one process is the owner, which alone writes them; generation[i], shared as well, tells the others what is in it: odd, it is being
@@ -6,7 +6,7 @@
 // each process has a second mapping of all of it in chunks that it moves, doubles, cuts and grows (mremap), drops the mapped pages of
 // (MADV_DONTNEED, which changes nothing) and shows to children, and a second thread that checks and drops mapped pages through the
 // first mapping. With memfd it is that, and the memory is a memfd named "shared", closed when mapped; another one stays open, and is checked by
-// read(2), write(2) and mappings that come and go. STATUS is as checker's. On SIGTERM every process checks every page once more. With FD, a socket, both memories are left empty,
+// read(2), write(2) and mappings that come and go. With shm it is churn in files of /dev/shm. STATUS is as checker's. On SIGTERM every process checks every page once more. With FD, a socket, both memories are left empty,
 // and each process sends its pid, where they are, and a userfaultfd without memory there, and waits for a byte.
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,7 +34,7 @@ static char *mem, **view;
 static _Atomic uint32_t *generation;
 static struct shared { atomic_long rounds, wrong, bad_page, bad_how; atomic_int stop, fails; char why[200]; } *all;
 static size_t pages;
-static int processes, me, churn, status_fd, sock = -1, memfd, opened = -1;
+static int processes, me, churn, status_fd, sock = -1, memfd, shm, opened = -1;
 enum { OPENED = 512 }; // pages
 
 static void die(const char *what) {
@@ -222,9 +222,14 @@ static void report(const char *word, int64_t pause, int64_t when) {
 static void *share(size_t n) {
   int fd = memfd ? memfd_create("shared", MFD_CLOEXEC | MFD_ALLOW_SEALING) : -1;
   if (memfd && (fd < 0 || ftruncate(fd, n) || fchmod(fd, 0640) || fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW))) _exit(4);
-  void *p = mmap(0, n, PROT_READ | PROT_WRITE, MAP_SHARED | (memfd ? 0 : MAP_ANONYMOUS), fd, 0);
+  static char name[] = "/dev/shm/shared-0";
+  if (shm) {
+    name[sizeof name - 2]++;
+    if ((fd = open(name, O_RDWR | O_CREAT | O_EXCL, 0600)) < 0 || ftruncate(fd, n)) _exit(4);
+  }
+  void *p = mmap(0, n, PROT_READ | PROT_WRITE, MAP_SHARED | (fd < 0 ? MAP_ANONYMOUS : 0), fd, 0);
   if (p == MAP_FAILED) _exit(4);
-  if (memfd) close(fd);
+  if (fd >= 0) close(fd);
   return p;
 }
 
@@ -250,7 +255,8 @@ int main(int argc, char **argv) {
   processes = atoi(argv[2]); // PROCESSES * BLOCK divides the number of pages
   status_fd = open(argv[3], O_RDWR | O_CREAT | O_TRUNC, 0644);
   memfd = argc > 4 && !strcmp(argv[4], "memfd");
-  churn = memfd || argc > 4 && !strcmp(argv[4], "churn");
+  shm = argc > 4 && !strcmp(argv[4], "shm");
+  churn = memfd || shm || argc > 4 && !strcmp(argv[4], "churn");
   if (argc > 5) sock = atoi(argv[5]);
   mem = share(pages * PG);
   generation = share(pages * 4);
