@@ -205,6 +205,7 @@ open("/srv/limited/verdict", "w").write(str(f.read() == b[:16 << 20]))
 time.sleep(1000)`)
 	r.eventually("python3 to be ready", func() bool { return r.sh(a, "ls /srv/ready 2>/dev/null; true") != "" })
 	pid, m := r.move(a, b, p.Pid, append(r.locals(a, b), "--until", "detached", "--bwlimit", "16M")...)
+	m.fewTrips(t) // not even for a big file that is open for writing
 	drained, detached, files := m.get("drained"), m.get("detached"), m.get("files")
 	if drained == nil || detached == nil || files == nil {
 		t.Fatalf("events %+v", m.events)

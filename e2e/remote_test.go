@@ -73,6 +73,11 @@ func TestRemote(t *testing.T) {
 	again := r.agent(b)
 	r.eventually("the next agent to know what stays", func() bool { return strings.Contains(again.log.String(), "detached but for what stays") })
 	use(4)
+	// Whoever follows a FUSE daemon or a source that was killed must not begin anew what the tree lives on.
+	r.sh(b, "pkill -KILL -f 'lazymig [f]use-daemon'")
+	use(5)
+	r.sh(a, "pkill -KILL -f 'lazymig [s]ource'")
+	use(6)
 	r.sh(b, fmt.Sprintf("kill -KILL $(cat /proc/%d/task/*/children)", pid))
 	r.end(b, pid, "KILL")
 	r.sourceEnds()
@@ -80,7 +85,7 @@ func TestRemote(t *testing.T) {
 	if s := r.sh(b, r.lazymig+" status "+d.ID); !strings.Contains(s, "files at "+root) {
 		t.Errorf("status on B: %s", s)
 	}
-	if got := r.sh(b, "cat "+root+"/srv/app/log"); got != "1\n2\n3\n4" {
+	if got := r.sh(b, "cat "+root+"/srv/app/log"); got != "1\n2\n3\n4\n5\n6" {
 		t.Errorf("the log holds %q at the end", got)
 	}
 }

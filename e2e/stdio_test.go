@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/lab"
 )
 
 // streams is a tree whose standard input and output are connected to processes on A that stay there.
@@ -156,6 +157,25 @@ func (r *rig) sourceEnds() {
 	r.eventually("source's process to end", func() bool { return r.sh(r.l.A, "pgrep -f 'lazymig [s]ource'; true") == "" })
 }
 
+// journald stands for one: what its only stream is told goes to /srv/log, and /srv/over is there when that has ended.
+func (r *rig) journald(h *lab.Host) *lab.Proc {
+	r.t.Helper()
+	r.sh(h, "mkdir -p /run/systemd/journal")
+	j := r.spawn(h, "/usr/bin/python3", "-c", `
+import socket
+s = socket.socket(socket.AF_UNIX)
+s.bind("/run/systemd/journal/stdout")
+s.listen()
+c, _ = s.accept()
+with open("/srv/log", "ab", 0) as out:
+    while chunk := c.recv(65536):
+        out.write(chunk)
+open("/srv/over", "w")
+`)
+	r.eventually("journald's socket", func() bool { return r.sh(h, "test -S /run/systemd/journal/stdout && echo there; true") == "there" })
+	return j
+}
+
 // TestStdioElsewhere: standard output goes to a file of the target, to its journald (for which a listener stands that keeps what it is
 // told), or nowhere, and standard input is at its end.
 func TestStdioElsewhere(t *testing.T) {
@@ -172,18 +192,7 @@ func TestStdioElsewhere(t *testing.T) {
 					t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
 				}
 				s.goesOn()
-				r.sh(b, "mkdir -p /run/systemd/journal")
-				j := r.spawn(b, "/usr/bin/python3", "-c", `
-import os, socket
-s = socket.socket(socket.AF_UNIX)
-s.bind("/run/systemd/journal/stdout")
-s.listen()
-c, _ = s.accept()
-with open("/srv/log", "ab", 0) as out:
-    while chunk := c.recv(65536):
-        out.write(chunk)
-`)
-				r.eventually("journald's socket", func() bool { return r.sh(b, "test -S /run/systemd/journal/stdout && echo there; true") == "there" })
+				j := r.journald(b)
 				defer j.Close()
 			}
 			r.sh(b, "echo before >/srv/log")

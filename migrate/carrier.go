@@ -25,13 +25,17 @@ const carrierSocket = "streams.sock"
 // agent. The guardian keeps copies of the ends, so that a carrier that is killed makes the tree wait. Agent and carrier say, one datagram each, beside what a relay's
 // link says:
 const (
-	carrierOpen   = 120 // to the carrier: carrierConfig
-	carrierOpened = 121 // to the agent: openedMsg; descriptors: those for the tree, then our ends
-	carrierFailed = 122 // to the agent: why
-	carrierStart  = 123 // to the carrier: the tree runs
-	carrierDrop   = 124 // to the agent: streams whose copies the guardian is to drop (JSON)
-	carrierOver   = 125 // to the carrier: end
-	carrierStay   = 126 // to the carrier: from now on it outlives the agent
+	carrierOpen    = 120 // to the carrier: carrierConfig
+	carrierOpened  = 121 // to the agent: openedMsg; descriptors: those for the tree, then our ends
+	carrierFailed  = 122 // to the agent: why
+	carrierStart   = 123 // to the carrier: the tree runs
+	carrierDrop    = 124 // to the agent: streams whose copies the guardian is to drop (JSON)
+	carrierOver    = 125 // to the carrier: end
+	carrierStay    = 126 // to the carrier: from now on it outlives the agent
+	carrierGive    = 127 // to the carrier, with a number that the answer has, too: what may the tree have itself?
+	carrierGiven   = 128 // to the agent: givenMsg; descriptors: those
+	carrierEmpty   = 129 // to the carrier, in the same way: the tree is stopped; pass on all that it has written to those
+	carrierEmptied = 130 // to the agent: why not; nothing: it is done
 )
 
 type carrierConfig struct {
@@ -42,6 +46,12 @@ type carrierConfig struct {
 type openedMsg struct {
 	Keys []string `json:"keys"` // of what the tree inherits
 	Ours []uint32 `json:"ours"` // streams of our ends
+}
+
+// givenMsg tells what the tree may have in the place of its ends, so that nobody has to carry.
+type givenMsg struct {
+	Links []string `json:"links"` // of the tree's ends in /proc
+	Left  int      `json:"left"`  // how many streams are carried all the same
 }
 
 // carrierProcess is the process; one goroutine drives it.
@@ -55,6 +65,7 @@ type carrierProcess struct {
 	agents  chan *fdpass.Socket
 	drops   chan uint32
 	flushed chan struct{}
+	emptied chan []byte // answers
 }
 
 // CarrierMain is the process: os.Args[2] is the directory of its socket.
@@ -75,7 +86,7 @@ func CarrierMain(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	c := &carrierProcess{log: log.With("part", "carrier"), agents: make(chan *fdpass.Socket), drops: make(chan uint32, maxStdio), flushed: make(chan struct{})}
+	c := &carrierProcess{log: log.With("part", "carrier"), agents: make(chan *fdpass.Socket), drops: make(chan uint32, maxStdio), flushed: make(chan struct{}), emptied: make(chan []byte, 1)}
 	listen, err := fdpass.Bind(os.Args[2], carrierSocket)
 	if err == nil {
 		err = fdpass.Listen(listen, func(s *fdpass.Socket) { c.agents <- s }, func(err error) { c.log.Error("agent", "err", err) })
@@ -152,6 +163,10 @@ func (c *carrierProcess) run(agent *fdpass.Socket) error {
 		case n := <-c.drops:
 			c.dropped = append(c.dropped, n)
 			c.tell(agent, carrierDrop, []uint32{n})
+		case answer := <-c.emptied:
+			if agent != nil {
+				_ = agent.Send(answer) // if it is gone the switch gives up
+			}
 		case <-flushed:
 			flushed = nil
 			if agent != nil {
@@ -189,6 +204,11 @@ func (c *carrierProcess) handle(agent *fdpass.Socket, b []byte) error {
 			go c.flush()
 		}
 		return nil
+	case b[0] == carrierGive && len(b) == 2 && c.stdio != nil:
+		return c.give(agent, b[1])
+	case b[0] == carrierEmpty && len(b) == 2 && c.stdio != nil:
+		go c.empty(b[1]) // for a bounded time
+		return nil
 	case c.stdio != nil:
 		return c.end.handle(b)
 	}
@@ -213,6 +233,31 @@ func (c *carrierProcess) opened(agent *fdpass.Socket) error {
 	st.restored()
 	c.end = relayEnd{agent, st.relay}
 	return err
+}
+
+// give tells the agent what the tree may have itself.
+func (c *carrierProcess) give(agent *fdpass.Socket, number byte) error {
+	m, files, err := c.stdio.given()
+	if err != nil {
+		c.log.Error("give streams to the tree", "err", err) // they are carried on
+	}
+	err = agent.Send(append([]byte{carrierGiven, number}, encode(m)...), files...)
+	for _, f := range files {
+		f.Close()
+	}
+	return err
+}
+
+// empty answers when what the tree, which is stopped, has written has been passed on.
+func (c *carrierProcess) empty(number byte) {
+	answer := []byte{carrierEmptied, number}
+	if err := c.stdio.empty(); err != nil {
+		answer = append(answer, err.Error()...)
+	}
+	select {
+	case c.emptied <- answer:
+	default: // one that nobody has taken yet; the agent gives up
+	}
 }
 
 // flush waits until all that the tree wrote has been passed on and nothing will come.

@@ -21,11 +21,12 @@ type carrierLink struct {
 	cmd      *exec.Cmd // nil: another agent has started it
 	relay    *relayLink
 	inherits []restore.Inherit // until the restore
-	idle     bool              // it carries nothing: all streams are /dev/null
 	log      *slog.Logger
 	drop     func([]uint32) // lets the guardian drop copies
 	reader   sync.WaitGroup
 	gone     chan struct{} // closed when the carrier is
+	answers  chan carrierAnswer
+	asked    byte // questions, of who detaches
 }
 
 // startCarrier starts one, in a session of its own, and lets it make the ends; keep gives our ends to the guardian.
@@ -47,7 +48,7 @@ func startCarrier(exe, dir string, cfg carrierConfig, keep func(n uint32, f *os.
 		sock.Close()
 		return nil, fmt.Errorf("start carrier of standard streams: %w", err)
 	}
-	l := &carrierLink{sock: sock, cmd: cmd, relay: newRelayLink(sock), log: log, drop: drop, gone: make(chan struct{})}
+	l := &carrierLink{sock: sock, cmd: cmd, relay: newRelayLink(sock), log: log, drop: drop, gone: make(chan struct{}), answers: make(chan carrierAnswer, 1)}
 	if err := l.open(cfg, keep); err != nil {
 		close(l.gone)
 		l.close()
@@ -75,7 +76,6 @@ func (l *carrierLink) open(cfg carrierConfig, keep func(uint32, *os.File) error)
 	var ours []*os.File
 	if err == nil {
 		l.inherits, ours, err = m.inheritsOf(files)
-		l.idle = len(ours) == 0
 	}
 	for i, f := range ours {
 		if err == nil {
@@ -96,7 +96,7 @@ func findCarrier(dir string, drop func([]uint32), log *slog.Logger) (*carrierLin
 	if err != nil {
 		return nil, err
 	}
-	l := &carrierLink{sock: sock, relay: newRelayLink(sock), log: log, drop: drop, gone: make(chan struct{})}
+	l := &carrierLink{sock: sock, relay: newRelayLink(sock), log: log, drop: drop, gone: make(chan struct{}), answers: make(chan carrierAnswer, 1)}
 	l.listen()
 	return l, nil
 }
@@ -104,7 +104,11 @@ func findCarrier(dir string, drop func([]uint32), log *slog.Logger) (*carrierLin
 func (l *carrierLink) listen() {
 	l.reader.Go(func() {
 		defer close(l.gone)
-		l.relay.listen(l.log.With("of", "carrier"), func(b []byte) bool {
+		l.relay.listen(l.log.With("of", "carrier"), func(b []byte, files []*os.File) bool {
+			if b[0] == carrierGiven || b[0] == carrierEmptied {
+				l.answered(carrierAnswer{append([]byte(nil), b...), files})
+				return true
+			}
 			if b[0] != carrierDrop {
 				return false
 			}

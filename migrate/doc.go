@@ -9,6 +9,7 @@
 //	granted    the grant is on disk, MsgGrant              the grant is on disk, lets go: MsgResumed
 //	drain      serves pages and files                      faults first, then the rest
 //	drained    kills the frozen tree, keeps descriptors    all memory is here: MsgDrained
+//	                                                       with --in-place: what goes to its own path is there (places.go)
 //	           serves what stays here (residual.go)        the tree lives on local files but for that: MsgStays
 //	detached   ends                                        the tree lives on local files, a bare init is its PID 1: MsgDetached
 //	ended      nothing is served any more                  the tree has ended; nothing is left
@@ -36,7 +37,8 @@
 //
 // A pipe, FIFO or socket that the tree shares with others as standard input, output or error gets another end on the target (stdiotarget.go),
 // and the source keeps copies of the tree's own descriptors (stdio.go); a relay on each side (stdiorelay.go), on the source in the warden's process (relaylink.go), carries the bytes. Nothing is read
-// there before the grant, so what the pipes hold at the freeze stays in them. Terminals are refused: their modes and signals would have to
+// there before the grant, so what the pipes hold at the freeze stays in them. What goes to a file or to journald of the target is given to the tree itself when it is
+// detached (carriergive.go). Terminals are refused: their modes and signals would have to
 // be carried, too.
 //
 // # Who goes on after a kill -9

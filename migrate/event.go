@@ -44,6 +44,7 @@ type Event struct {
 	Kept        []string `json:"kept,omitempty"`     // what was to be removed from there and is not, and why
 	Stays       []string `json:"stays,omitempty"`    // why the tree is not detached
 	Residual    []string `json:"residual,omitempty"` // detached but for these
+	Places      []string `json:"places,omitempty"`   // detached: what is at its own path on the target
 
 	Stage       string `json:"stage,omitempty"` // failed
 	Error       string `json:"error,omitempty"`

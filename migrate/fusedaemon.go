@@ -145,6 +145,9 @@ func (p *fuseProcess) handle(m fuseMsg, files []*os.File) (err error) {
 		p.handed.Store(true)
 		p.cfg.Granting = true
 		return nil
+	case m.Op == "store" && m.Store != nil && m.Store.Do == "differs" && p.daemon != nil:
+		p.wg.Go(func() { p.answerDiffers(*m.Store) })
+		return nil
 	case m.Op == "store" && m.Store != nil && p.daemon != nil:
 		s, err := p.storeFor(m.Store)
 		if err != nil {

@@ -16,10 +16,11 @@ import (
 // each by its number.
 type storeMsg struct {
 	Number uint64          `json:"number"`
-	Do     string          `json:"do,omitempty"` // move, status, files, settle, local, remove, done
+	Do     string          `json:"do,omitempty"` // differs, move, status, files, settle, local, remove, done
 	Want   *store.Want     `json:"want,omitempty"`
 	Inodes []uint64        `json:"inodes,omitempty"`
-	Paths  []string        `json:"paths,omitempty"`  // remove
+	Paths  []string        `json:"paths,omitempty"`  // differs, remove
+	Most   int             `json:"most,omitempty"`   // differs
 	Within time.Duration   `json:"within,omitempty"` // settle: nobody waits for it any longer
 	Error  string          `json:"error,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
@@ -27,6 +28,12 @@ type storeMsg struct {
 }
 
 const maxResult = 64 << 10 // bytes of a result in a message
+
+// storeDiffers lists at most so many differences of the target's own files at these paths from the source's. Before the grant.
+func (d *fuseDaemon) storeDiffers(ctx context.Context, paths []string, most int) (all []store.Undecided, err error) {
+	err = d.askStore(ctx, storeMsg{Do: "differs", Paths: paths, Most: most}, &all)
+	return all, err
+}
 
 // storeMove lets files come over; the first call begins, and later ones add to what is wanted.
 func (d *fuseDaemon) storeMove(ctx context.Context, w store.Want) error {
@@ -166,11 +173,21 @@ func (d *fuseDaemon) storeLost() {
 
 // answerStore is the daemon's side: it works for one question and answers.
 func (p *fuseProcess) answerStore(s *store.Store, q storeMsg) {
-	a := storeMsg{Number: q.Number}
 	v, err := doStore(p.ctx, s, q)
 	if q.Do == "done" {
 		p.daemon.Watch(nil) // what the tree does from now on concerns what stays at the source
 	}
+	p.answer(q, v, err)
+}
+
+// answerDiffers is answerStore for the one question that needs no store.
+func (p *fuseProcess) answerDiffers(q storeMsg) {
+	v, err := store.Differs(p.ctx, p.client, "/", q.Paths, q.Most)
+	p.answer(q, v, err)
+}
+
+func (p *fuseProcess) answer(q storeMsg, v any, err error) {
+	a := storeMsg{Number: q.Number}
 	if err == nil {
 		a.Result, err = json.Marshal(v)
 	}

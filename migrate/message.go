@@ -53,6 +53,8 @@ type prepareMsg struct {
 
 	Remote []string `json:"remote,omitempty"` // directories that stay on the source
 
+	InPlace     bool `json:"in_place,omitempty"`     // what With names goes to its own path
+	Overwrite   bool `json:"overwrite,omitempty"`    // whatever is there
 	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
 
 	Mode string `json:"mode,omitempty"` // ModePost if empty

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
@@ -87,17 +88,19 @@ func newRelayLink(sock *fdpass.Socket) *relayLink {
 	return &relayLink{sock: sock, flushed: make(chan struct{})}
 }
 
-// listen reads what the relay's process says until its end; messages that are not about streams are other's, if that knows them.
-func (l *relayLink) listen(log *slog.Logger, other func(b []byte) bool) {
+// listen reads what the relay's process says until its end; messages that are not about streams are other's, if that knows them, with their files.
+func (l *relayLink) listen(log *slog.Logger, other func(b []byte, files []*os.File) bool) {
 	defer l.end()
 	buf := make([]byte, fdpass.MaxMessage)
 	for {
 		n, files, err := l.sock.Recv(buf)
-		fdpass.CloseAll(files)
 		if err != nil {
+			fdpass.CloseAll(files)
 			return
 		}
-		if b := buf[:n]; !other(b) && !l.handle(b) {
+		if b := buf[:n]; other(b, files) {
+			continue
+		} else if fdpass.CloseAll(files); !l.handle(b) {
 			log.Error("message of the relay's process", "kind", b[0])
 		}
 	}

@@ -20,15 +20,20 @@ import (
 const MaxRemote = maxReasons - 1
 
 // residual is what the tree will need from the source when it is on its files.
-func (t *Target) residual() []string {
+func (t *Target) residual(carried bool) []string {
 	var r []string
 	for _, p := range t.msg.Remote {
 		r = append(r, trim("files below "+p+" (--remote)"))
 	}
-	if t.stdio != nil && !t.stdio.idle {
+	if carried {
 		r = append(r, "standard streams, which are carried by lazymig; with --stdio null they would not be")
 	}
 	return r
+}
+
+// carries says whether standard streams are carried to the source.
+func (t *Target) carries() bool {
+	return t.stdio != nil && (t.msg.Stdio == "" || t.msg.Stdio == StdioRelay)
 }
 
 // endSome is endHelpers where something stays. The store is finished before the FUSE daemon hears anything of it: one that has followed another since knows
@@ -47,7 +52,9 @@ func (t *Target) endSome(m *detachedMsg, fresh bool) error {
 		err = t.removeFiles(ctx, m)
 	}
 	if fresh {
-		err = errors.Join(err, t.fuse.storeDone(ctx))
+		if derr := t.fuse.storeDone(ctx); !errors.Is(derr, errDaemonDied) { // the one that follows it has no store
+			err = errors.Join(err, derr)
+		}
 	}
 	if len(t.msg.Remote) > 0 {
 		return err

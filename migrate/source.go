@@ -43,7 +43,10 @@ type SourceOptions struct {
 
 	Cleartext   bool   `json:"cleartext,omitempty"`    // pages and files without TLS
 	BwLimit     uint64 `json:"bw_limit,omitempty"`     // bytes a second that what nobody waits for may take; 0: any number
+	Compress    string `json:"compress,omitempty"`     // memory that is pushed; see pagesrv.ServerOptions
 	RemoveFiles bool   `json:"remove_files,omitempty"` // what With names, when the tree lives on the target's copies
+	InPlace     bool   `json:"in_place,omitempty"`     // what With names goes to its own path on the target
+	Overwrite   bool   `json:"overwrite,omitempty"`    // whatever is there
 }
 
 const (
@@ -98,6 +101,7 @@ type Source struct {
 	filesErr  error    // why none is served
 
 	mu       sync.Mutex // guards what Status and Abort look at
+	carries  bool       // standard streams
 	residual []string   // what the tree still needs, if that is not just its pages and files
 	state    State
 	last     progressMsg

@@ -86,7 +86,7 @@ func (t *Target) writeStatus(m *progressMsg) {
 		}
 	}
 	t.source.told = time.Now()
-	s := Status{State: t.State(), LeftBytes: t.progress.Left, Faults: t.progress.Faults, AwaySince: t.source.since, OnSourceLoss: t.msg.OnSourceLoss}
+	s := Status{State: t.State(), LeftBytes: t.progress.Left, Faults: t.progress.Faults, AwaySince: t.source.since, OnSourceLoss: t.msg.OnSourceLoss, Streams: t.carries()}
 	if t.stays != nil && t.stays.Detached != nil {
 		s.Residual = t.stays.Reasons
 	}

@@ -124,6 +124,7 @@ func (s *Source) prepare(ctx context.Context) error {
 		OnSourceLoss: s.opt.OnSourceLoss, LossAfterMS: s.opt.LossAfter.Milliseconds(),
 		Cleartext: s.opt.Cleartext, Mode: s.opt.Mode,
 		Until: s.opt.Until, With: s.opt.With, Local: s.opt.Local, Remote: s.opt.Remote, RemoveFiles: s.opt.RemoveFiles,
+		InPlace: s.opt.InPlace, Overwrite: s.opt.Overwrite,
 		CPUMax: tree.Cgroup.CPUMax, MemoryMax: limit(tree.Cgroup.MemoryMax), PidsMax: limit(tree.Cgroup.PidsMax),
 		Datagrams: want.Datagrams,
 	}
@@ -139,8 +140,12 @@ func (s *Source) prepare(ctx context.Context) error {
 	if err := s.sess.send(wire.MsgPrepare, m); err != nil {
 		return err
 	}
-	if err := s.sess.await(ctx, wire.MsgPrepared, nil, prepareTime+dialTimeout, s.dialed); err != nil {
+	var there conflictsMsg
+	if err := s.sess.await(ctx, wire.MsgPrepared, &there, prepareTime+dialTimeout, s.dialed); err != nil {
 		return err
+	}
+	if err := checkConflicts(there); err != nil {
+		return stage("preflight", err)
 	}
 	s.event(Event{Event: "prepared"})
 	if s.opt.Cleartext {
@@ -182,7 +187,7 @@ func (s *Source) servePages() error {
 	if err != nil {
 		return err
 	}
-	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Objects: objects, Log: s.log, Budget: s.budget}); err != nil {
+	if s.pages, err = pagesrv.NewServer(pagesrv.ServerOptions{Tasks: tasks, Objects: objects, Log: s.log, Budget: s.budget, Compress: s.opt.Compress}); err != nil {
 		return err
 	}
 	close(s.pagesReady)

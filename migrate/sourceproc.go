@@ -198,6 +198,7 @@ type Status struct {
 	Error     string    `json:"error,omitempty"`
 
 	OnSourceLoss string   `json:"on_source_loss,omitempty"` // on the target: AwaySince is of the source
+	Streams      bool     `json:"streams,omitempty"`        // standard streams are carried
 	Residual     []string `json:"residual,omitempty"`       // what the tree needs from the source when all else is on the target; else State tells
 }
 
@@ -205,7 +206,7 @@ type Status struct {
 func (s *Source) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Status{State: s.state, LeftBytes: s.last.Left, Faults: s.last.Faults, AwaySince: s.since, Residual: s.residual}
+	return Status{State: s.state, LeftBytes: s.last.Left, Faults: s.last.Faults, AwaySince: s.since, Residual: s.residual, Streams: s.carries}
 }
 
 // control answers status and abort on STATE-DIR/ID.source/control, one JSON line each way. The socket's directory is mode 0700.

@@ -293,6 +293,9 @@ func (s *Source) startRelay() {
 	}
 	s.streams.close()
 	s.relay = s.warden.relay
+	s.mu.Lock()
+	s.carries = true
+	s.mu.Unlock()
 }
 
 // soleSockets finds which sockets nobody but the tree has: an end that the tree sees may be passed on only there, because shutdown is

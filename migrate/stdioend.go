@@ -61,6 +61,23 @@ func (e *streamEnd) wait(events int16) (int16, error) {
 	}
 }
 
+// look is what wait would find now.
+func (e *streamEnd) look() (int16, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return 0, unix.EBADF
+	}
+	fds := []unix.PollFd{{Fd: int32(e.fd), Events: unix.POLLIN}}
+	for {
+		_, err := unix.Poll(fds, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return fds[0].Revents, err
+	}
+}
+
 func (e *streamEnd) read(p []byte) (int, error) {
 	for {
 		var n int

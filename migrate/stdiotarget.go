@@ -1,11 +1,8 @@
 package migrate
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -93,7 +90,7 @@ func (st *targetStdio) open(s stdioSlot, name string, log *slog.Logger) error {
 	if !s.Write {
 		return nil
 	}
-	var to io.WriteCloser
+	var to sinkFile
 	if s.To != StdioRelay {
 		if to, err = sinkTo(s.To, name); err != nil {
 			return err
@@ -109,7 +106,16 @@ func (st *targetStdio) open(s stdioSlot, name string, log *slog.Logger) error {
 	if to == nil {
 		st.relay.addOut(s.Stream, e)
 	} else {
-		st.sinks = append(st.sinks, &sink{end: e, to: to, log: log})
+		link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
+		if err != nil {
+			e.close()
+			to.Close()
+			return fmt.Errorf("look at own end: %w", err)
+		}
+		if s.Read && s.To != StdioNull && s.To != StdioJournal {
+			link = "" // a file that is written can't be what is read, too
+		}
+		st.sinks = append(st.sinks, &sink{link: link, end: e, to: to, log: log})
 	}
 	return nil
 }
@@ -187,7 +193,7 @@ func (st *targetStdio) close() {
 	}
 	st.wg.Wait()
 	for _, s := range st.sinks {
-		s.end.close() // if it was never started
+		s.close() // if it was never started
 		s.to.Close()
 	}
 }
@@ -198,103 +204,4 @@ func (st *targetStdio) streams() *relay {
 		return nil
 	}
 	return st.relay
-}
-
-// sink passes what the tree writes to a file or to journald.
-type sink struct {
-	end *streamEnd
-	to  io.WriteCloser
-	log *slog.Logger
-
-	mu      sync.Mutex
-	stopped bool
-}
-
-func (s *sink) run() {
-	defer s.end.close()
-	p := make([]byte, streamPiece)
-	for {
-		s.mu.Lock()
-		stopped := s.stopped
-		s.mu.Unlock()
-		if stopped {
-			return
-		}
-		ev, err := s.end.wait(unix.POLLIN)
-		if err == nil && ev == 0 {
-			continue
-		}
-		n := 0
-		if err == nil {
-			if n, err = s.end.read(p); errors.Is(err, unix.EAGAIN) {
-				continue
-			}
-		}
-		if err != nil || n == 0 {
-			return
-		}
-		if _, err := s.to.Write(p[:n]); err != nil {
-			s.log.Warn("pass on what the tree writes", "err", err)
-			return
-		}
-	}
-}
-
-func (s *sink) stop() {
-	s.mu.Lock()
-	s.stopped = true
-	s.mu.Unlock()
-	if c, ok := s.to.(net.Conn); ok {
-		_ = c.SetWriteDeadline(time.Now()) // a journald that does not read
-	}
-	s.end.wake()
-}
-
-func sinkTo(to, name string) (io.WriteCloser, error) {
-	switch to {
-	case StdioJournal:
-		return dialJournal(journalSocket, name)
-	case StdioNull:
-		return os.OpenFile(os.DevNull, os.O_WRONLY, 0)
-	}
-	return os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-}
-
-// journalSocket is where journald takes streams (systemd.exec(5), StandardOutput=journal).
-const journalSocket = "/run/systemd/journal/stdout"
-
-// checkJournal says whether there is a journald.
-func checkJournal(to string) error {
-	if to != StdioJournal {
-		return nil
-	}
-	if fi, err := os.Stat(journalSocket); err != nil || fi.Mode()&os.ModeSocket == 0 {
-		return fmt.Errorf("--stdio journal: this host has no journald (%s)", journalSocket)
-	}
-	return nil
-}
-
-// dialJournal opens a stream; each line becomes an entry of the given identifier.
-func dialJournal(path, name string) (net.Conn, error) {
-	c, err := net.Dial("unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("open stream to journald: %w", err)
-	}
-	// identifier, unit, priority (info), level prefixes (<N>), forward to syslog, kmsg, console (journald-stream.c)
-	if _, err := fmt.Fprintf(c, "%s\n\n6\n1\n0\n0\n0\n", journalName(name)); err != nil {
-		c.Close()
-		return nil, fmt.Errorf("open stream to journald: %w", err)
-	}
-	return c, nil
-}
-
-// journalName keeps a process's name from ending the line.
-func journalName(name string) string {
-	b := []byte(name)
-	for i, c := range b {
-		if c < ' ' || c == 0x7f {
-			b[i] = '_'
-		}
-	}
-	return string(b)
 }

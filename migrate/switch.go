@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -36,14 +37,33 @@ func (t *Target) switchApart(ctx context.Context, dev uint64) (*detachedMsg, err
 		return nil, err
 	}
 	defer group.Close()
+	streams, left, err := t.stdio.give(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, s := range streams {
+			s.File.Close()
+		}
+	}()
 	out, err := detach.Apart{
-		Exe: t.a.opt.Exe, Group: procs, Cgroup: group, MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote, Log: t.log,
+		Exe: t.a.opt.Exe, Group: procs, Cgroup: group, MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote, Streams: streams, Log: t.log,
 		Outcome: filepath.Join(t.rec.Dir, switchedName),
 		Hold:    []*os.File{t.rec.f}, // the record stays locked until the switch is over: until then no other agent takes the migration up
 		Settle: func(ctx context.Context, inodes []uint64) (detach.Settled, error) {
-			return t.settle(ctx, inodes, unix.Minor(dev))
+			s, err := t.settle(ctx, inodes, unix.Minor(dev), left > 0)
+			if err == nil && len(streams) > 0 {
+				err = t.stdio.empty(ctx)
+			}
+			if err == nil {
+				err = t.place(&s.Local)
+			}
+			return s, err
 		},
 	}.Switch(ctx)
+	if _, broken := errors.AsType[*detach.Broken](err); err != nil && !broken {
+		return nil, errors.Join(err, t.takeBack())
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -51,7 +71,7 @@ func (t *Target) switchApart(ctx context.Context, dev uint64) (*detachedMsg, err
 }
 
 // settle brings the last bytes over while the tree is stopped.
-func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32) (l detach.Settled, err error) {
+func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32, carried bool) (l detach.Settled, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, settleTime, errors.New("the source does not answer"))
 	defer cancel()
 	st, err := t.fuse.storeSettle(ctx)
@@ -61,7 +81,7 @@ func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32)
 	if err := undecided(st.Undecided); err != nil {
 		return l, err
 	}
-	l.Note = encode(detachedMsg{Files: st.Files, Bytes: st.Bytes, Root: st.Plan.Root, Connection: connection, Residual: t.residual()})
+	l.Note = encode(detachedMsg{Files: st.Files, Bytes: st.Bytes, Root: st.Plan.Root, Connection: connection, Residual: t.residual(carried), Places: t.places()})
 	l.Root = st.Plan.Root
 	for _, b := range st.Plan.Binds {
 		l.Binds = append(l.Binds, detach.Bind{Path: b.Path, Target: b.TargetPath})
@@ -103,4 +123,10 @@ func forgetSwitched(dir string, log *slog.Logger) {
 	}
 }
 
-func filesAt(m *detachedMsg) string { return "files at " + m.Root }
+func filesAt(m *detachedMsg) string {
+	at := "files at " + m.Root
+	if len(m.Places) > 0 {
+		at += " and in place, at " + strings.Join(m.Places, ", ")
+	}
+	return at
+}

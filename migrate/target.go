@@ -207,8 +207,15 @@ func (t *Target) untilGranted(ctx context.Context, s *session) error {
 		return err
 	}
 	park.At(t.log, "prepare")
-	if err := s.send(wire.MsgPrepared, nil); err != nil {
+	conflicts, err := t.conflicts(ctx)
+	if err != nil {
+		return fmt.Errorf("compare what is to be put in its place: %w", err)
+	}
+	if err := s.send(wire.MsgPrepared, conflictsMsg{conflicts}); err != nil {
 		return fmt.Errorf("say prepared: %w", err)
+	}
+	if len(conflicts) > 0 {
+		return fmt.Errorf("%d paths can't be put in their places", len(conflicts))
 	}
 	for {
 		select {

@@ -81,7 +81,10 @@ var errDetached = errors.New("the agent before this one had detached the tree; t
 // detachedBefore records what an agent has died over: the tree is on its files, and its guardian is no more than an init. The source hears of it when it
 // asks.
 func (t *Target) detachedBefore(m *detachedMsg) error {
-	if err := errors.Join(store.Finish(t.rec.Dir), os.RemoveAll(t.tmp)); err != nil {
+	if c, err := findCarrier(t.rec.Dir, t.dropStreams, t.log); err == nil { // it has nothing to carry any more
+		c.close()
+	}
+	if err := errors.Join(t.finishPlaces(), store.Finish(t.rec.Dir), os.RemoveAll(t.tmp)); err != nil {
 		t.log.Error("take away what helpers of a detached tree have left", "err", err)
 	}
 	if err := t.enter(Detached, filesAt(m)); err != nil {

@@ -51,7 +51,7 @@ func (l *wardenLink) listen(log *slog.Logger) {
 	l.relay = newRelayLink(l.sock)
 	l.reader.Go(func() {
 		defer close(l.lost)
-		l.relay.listen(log.With("of", "warden"), func([]byte) bool { return false })
+		l.relay.listen(log.With("of", "warden"), func([]byte, []*os.File) bool { return false })
 	})
 }
 

@@ -40,11 +40,13 @@ type lane struct {
 	kind wire.Lane
 	c    *wire.Conn
 
-	mu    sync.Mutex
-	calls map[uint64]*call
-	err   error // why it has ended
-	runs  []Run // the reader's
-	head  [4 + MaxPages*runSize]byte
+	mu       sync.Mutex
+	calls    map[uint64]*call
+	err      error // why it has ended
+	runs     []Run // the reader's, as the rest
+	unpacker unpacker
+	packed   []byte
+	head     [4 + MaxPages*runSize]byte
 }
 
 // call is a request without an answer.
@@ -103,7 +105,11 @@ func (c *Client) Attached(kind wire.Lane) bool {
 // It doesn't wait for the answer. If it fails, done is not called; else done is called once, on the lane's reader, maybe before Fetch returns.
 // done must not wait for other answers, nor call Close.
 func (c *Client) Fetch(kind wire.Lane, req Request, dst []byte, done func(Reply, error)) error {
-	return c.fetch(kind, 0, req, dst, done)
+	var flags uint16
+	if kind == wire.LaneBulk {
+		flags = uint16(packings)
+	}
+	return c.fetch(kind, flags, req, dst, done)
 }
 
 // Prefetch is Fetch on the urgent lane of pages that nobody waits for yet: the source answers those first that somebody waits for.
@@ -177,6 +183,7 @@ func (c *Client) read(l *lane) {
 	if l.kind == wire.LaneUrgent {
 		defer urgent.Thread()()
 	}
+	defer l.unpacker.close()
 	err := l.c.WaitInThread()
 	for err == nil {
 		err = c.one(l)
@@ -279,8 +286,22 @@ func (l *lane) pages(h wire.Header, cl *call) (Reply, error) {
 		return Reply{}, err
 	}
 	l.runs = runs
-	if int(h.Length) != 4+size+data {
-		return Reply{}, fmt.Errorf("decode pages: %w: %d bytes where the runs say %d", ErrProtocol, int(h.Length)-4-size, data)
+	bytes, how := int(h.Length)-4-size, packing(h.Flags)
+	if how != unpacked {
+		if l.kind != wire.LaneBulk || bytes >= data {
+			return Reply{}, fmt.Errorf("decode pages: %w: packing %d, %d bytes for %d", ErrProtocol, how, bytes, data)
+		}
+		l.packed = slices.Grow(l.packed[:0], bytes)[:bytes]
+		if err := l.c.ReadFull(l.packed); err != nil {
+			return Reply{}, err
+		}
+		if err := l.unpacker.unpack(how, cl.dst[:data], l.packed); err != nil {
+			return Reply{}, err
+		}
+		return Reply{Runs: runs, Bytes: data}, nil
+	}
+	if bytes != data {
+		return Reply{}, fmt.Errorf("decode pages: %w: %d bytes where the runs say %d", ErrProtocol, bytes, data)
 	}
 	if err := l.c.ReadFull(cl.dst[:data]); err != nil {
 		return Reply{}, err

@@ -30,6 +30,10 @@
 // So there is no queue, a slow request does not hold up the others, and what was accepted is bounded.
 // A bulk request is read in chunks; before each it lets the urgent requests go first that have begun meanwhile (gate).
 //
+// # Compression
+//
+// The bytes of a bulk answer may be packed (pack.go): by what is cheapest for a byte of memory, as far as is known (choose.go).
+//
 // # Trust boundary
 //
 // The peer has proven its identity before a connection comes here, but each length, count and kind that it sends is checked before use, on both sides.

@@ -26,6 +26,8 @@ type reading struct {
 	runs   []Run
 	head   []byte
 	parts  [][]byte
+	flat   []byte // the data of all parts, to be packed
+	packed []byte
 }
 
 var readings = sync.Pool{New: func() any {

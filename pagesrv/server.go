@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"sync"
-	"sync/atomic"
 	"syscall"
 
 	"github.com/lazymig/lazymig/internal/budget"
@@ -30,6 +29,8 @@ type ServerOptions struct {
 	Log     *slog.Logger   // default: none
 	Workers int            // requests of one connection that are answered at a time; default 4 urgent, 2 bulk
 	Budget  *budget.Budget // for pages; nil: no limit
+
+	Compress string // bulk answers, for a peer that knows how: CompressAuto (also if empty), CompressNone, CompressS2, CompressZstd
 }
 
 // chunkPages is how much a bulk request reads before it looks for urgent ones again.
@@ -37,12 +38,14 @@ const chunkPages = 16
 
 // Server reads the tree's memory for any number of connections.
 type Server struct {
-	opts   ServerOptions
-	log    *slog.Logger
-	tasks  map[uint32]*task // fixed
-	shared sharedObjects
-	gate   *gate
-	legacy bool // no PAGEMAP_SCAN
+	opts    ServerOptions
+	log     *slog.Logger
+	tasks   map[uint32]*task // fixed
+	shared  sharedObjects
+	gate    *gate
+	packer  *packer
+	chooser *chooser
+	legacy  bool // no PAGEMAP_SCAN
 
 	urgent, bulk laneStats
 
@@ -55,30 +58,25 @@ type Server struct {
 	hookChunk func(wire.Lane, Request) // tests: before each chunk is read
 }
 
-type laneStats struct{ requests, bytes, data, zero, errors atomic.Uint64 }
-
-// LaneStats counts what one lane has done.
-type LaneStats struct {
-	Requests  uint64
-	Bytes     uint64 // of page contents sent
-	DataPages uint64
-	ZeroPages uint64
-	Errors    uint64 // requests that were answered by an error as a whole
-}
-
-// Stats counts what a server has done.
-type Stats struct{ Urgent, Bulk LaneStats }
-
 // NewServer pins the tasks. Each must exist and have its ID among its numbers, else it fails.
 // It may be called before the freeze; memory is looked at from the first request on.
 func NewServer(o ServerOptions) (*Server, error) {
 	s := &Server{
-		opts: o, log: o.Log,
+		chooser: newChooser(o.Compress),
+		opts:    o, log: o.Log,
 		tasks: make(map[uint32]*task, len(o.Tasks)),
 		conns: make(map[*wire.Conn]struct{}), done: make(chan struct{}),
 		gate: newGate(), legacy: !pagemap.Probe().Scan,
 	}
 	s.shared.take(o.Objects)
+	var err error
+	if s.packer, err = packers(); err == nil {
+		err = CheckCompress(o.Compress)
+	}
+	if err != nil {
+		s.closeTasks()
+		return nil, fmt.Errorf("prepare to compress pages: %w", err)
+	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
@@ -169,6 +167,8 @@ type serving struct {
 	lane  wire.Lane
 	stats *laneStats
 	ahead chan message // requests that nobody waits for, see prefetch.go
+
+	sending sync.Mutex // held by the one who sends a bulk answer
 
 	mu  sync.Mutex // held by the one who reads
 	err error      // under mu: why it ends
@@ -272,31 +272,17 @@ func (sv *serving) answer(h wire.Header, p []byte) error {
 		return sv.fail(h.ID, err)
 	}
 	parts := r.result()
-	if n := size(parts); waited {
-		sv.s.opts.Budget.Spend(n)
-	} else {
-		sv.s.opts.Budget.Memory(sv.s.done, n)
-	}
-	err = sv.c.Send(wire.MsgPaged, 0, h.ID, parts...)
 	for _, run := range r.runs {
 		switch run.Kind {
 		case KindData:
 			sv.stats.data.Add(uint64(run.Pages))
-			sv.stats.bytes.Add(uint64(run.Pages) * PageSize)
 		case KindZero:
 			sv.stats.zero.Add(uint64(run.Pages))
 		case KindError:
 			sv.s.log.Warn("page could not be read", "task", req.Task, "addr", req.Addr, "errno", run.Errno)
 		}
 	}
-	return err
-}
-
-func size(parts [][]byte) (n int) {
-	for _, p := range parts {
-		n += len(p)
-	}
-	return n
+	return sv.send(h, r, parts, waited)
 }
 
 func (sv *serving) fail(id uint64, err error) error {
@@ -340,24 +326,6 @@ func (s *Server) task(id uint32) (*task, error) {
 		return t, nil
 	}
 	return nil, fmt.Errorf("task %d is not served: %w", id, syscall.ENOENT)
-}
-
-func (s *Server) stats(lane wire.Lane) *laneStats {
-	if lane == wire.LaneUrgent {
-		return &s.urgent
-	}
-	return &s.bulk
-}
-
-// Stats tells what has been served so far.
-func (s *Server) Stats() Stats {
-	get := func(l *laneStats) LaneStats {
-		return LaneStats{
-			Requests: l.requests.Load(), Bytes: l.bytes.Load(), DataPages: l.data.Load(),
-			ZeroPages: l.zero.Load(), Errors: l.errors.Load(),
-		}
-	}
-	return Stats{Urgent: get(&s.urgent), Bulk: get(&s.bulk)}
 }
 
 func (s *Server) isClosed() bool {

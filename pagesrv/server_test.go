@@ -38,7 +38,7 @@ func TestEveryPage(t *testing.T) {
 			}
 		}
 		if st := s.Stats(); st.Bulk.DataPages == 0 || st.Bulk.DataPages != st.Urgent.DataPages || st.Bulk.ZeroPages != st.Urgent.ZeroPages ||
-			st.Bulk.Bytes != st.Bulk.DataPages*PageSize || st.Bulk.Requests == 0 || st.Bulk.Errors != 0 {
+			st.Bulk.Bytes > st.Bulk.DataPages*PageSize || st.Bulk.Requests == 0 || st.Bulk.Errors != 0 {
 			t.Errorf("stats %+v", st)
 		}
 	}

@@ -56,8 +56,12 @@ const (
 	MsgLaid   Type = 203
 )
 
-// FlagPrefetch in the flags of MsgPages: what was asked without it is answered first.
-const FlagPrefetch uint16 = 1
+// Flags of MsgPages and MsgPaged.
+const (
+	FlagPrefetch uint16 = 1 // MsgPages: what was asked without it is answered first
+	FlagS2       uint16 = 2 // MsgPages, bulk lane: the answer's bytes may be one block of S2; MsgPaged: they are
+	FlagZstd     uint16 = 4 // the same of one frame of Zstandard
+)
 
 // Files lane: package remotefs, from 300. A reply has the number of its request plus 1.
 

@@ -15,6 +15,7 @@ import (
 
 	"github.com/lazymig/lazymig/internal/criu"
 	"github.com/lazymig/lazymig/migrate"
+	"github.com/lazymig/lazymig/pagesrv"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -36,7 +37,10 @@ func migrateCommand() *cli.Command {
 			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
 			&cli.BoolFlag{Name: "cleartext", Usage: "send pages and files unencrypted, for links that are encrypted already; the agent must run with --allow-cleartext"},
 			&cli.BoolFlag{Name: "remove-source-files", Usage: "remove what --with names from here when the process lives on its copies, each of them on the target's disk and compared"},
+			&cli.BoolFlag{Name: "in-place", Usage: "put what --with names at its own path on the target; what is there already and differs is listed, and nothing happens"},
+			&cli.BoolFlag{Name: "overwrite", Usage: "with --in-place: replace what is there"},
 			&cli.StringFlag{Name: "bwlimit", Usage: "bytes a second, as `RATE` with K, M or G (1,024s), that memory and files together may take of the line; what a process waits for does not wait, but counts"},
+			&cli.StringFlag{Name: "compress", Value: pagesrv.CompressAuto, Usage: "`HOW` memory that is pushed is compressed: auto (by what line and CPU give at the moment), none, s2 or zstd"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
 			&cli.StringFlag{Name: "log", Usage: "`FILE` for the log of the process that serves the tree (default: beside its record)"},
 		},
@@ -57,6 +61,9 @@ func doMigrate(c *cli.Context) error {
 	}
 	if c.Bool("remove-source-files") && len(c.StringSlice("with")) == 0 {
 		return usage("--remove-source-files removes what --with names: there is none")
+	}
+	if c.Bool("in-place") && len(c.StringSlice("with")) == 0 || c.Bool("overwrite") && !c.Bool("in-place") {
+		return usage("--in-place puts what --with names in its place, and --overwrite needs --in-place")
 	}
 	remote, err := paths(c)
 	if err != nil {
@@ -81,6 +88,9 @@ func doMigrate(c *cli.Context) error {
 	if err != nil {
 		return usage("--bwlimit %q: %v", c.String("bwlimit"), err)
 	}
+	if err := pagesrv.CheckCompress(c.String("compress")); err != nil {
+		return usage("--compress %q: auto, none, s2 or zstd", c.String("compress"))
+	}
 	exe, err := self()
 	if err != nil {
 		return err
@@ -102,7 +112,7 @@ func doMigrate(c *cli.Context) error {
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
-		Mode: c.String("mode"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), BwLimit: limit,
+		Mode: c.String("mode"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"),
 	}, logTo)
 	if err != nil {
 		return err
@@ -281,6 +291,9 @@ func (p *printer) print(e migrate.Event) {
 	case "detached":
 		fmt.Printf("  detached: stopped for %.1f ms, %d descriptors and %d mappings put on %d files (%d MB); residual dependency: %s\n",
 			e.StopMS, e.Descriptors, e.Mappings, e.FilesMoved, e.FileBytes>>20, cmp.Or(strings.Join(e.Residual, "; "), "none"))
+		if len(e.Places) > 0 {
+			fmt.Printf("  in place on the target: %s\n", strings.Join(e.Places, ", "))
+		}
 		if e.Removed > 0 || len(e.Kept) > 0 {
 			fmt.Printf("  %d files removed from here\n", e.Removed)
 		}

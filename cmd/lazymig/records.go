@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -24,6 +25,8 @@ type shown struct {
 	Note  string          `json:"note,omitempty"`
 	Live  *migrate.Status `json:"live,omitempty"`
 	Files *migrate.Files  `json:"files,omitempty"`
+
+	Residual []string `json:"residual"` // what the process needs from its source; null: it is not known, or not asked for
 }
 
 func show(c *cli.Context, want *wire.ID) error {
@@ -56,6 +59,12 @@ func describe(c *cli.Context, k migrate.Known, ask bool) shown {
 	if ask && e.Side == migrate.SideTarget {
 		s.Files, s.Live = k.ReadFiles(), k.ReadStatus()
 	}
+	switch {
+	case ask && s.State == migrate.Detached:
+		s.Residual = []string{}
+	case s.Live != nil && s.Live.Error == "":
+		s.Residual = residual(s.Live, s.Files)
+	}
 	return s
 }
 
@@ -73,7 +82,11 @@ func (s shown) print(asJSON bool) {
 	}
 	fmt.Printf("%s  %-6s  %-8s  %s  %s  %s\n", s.ID, s.Side, s.State, s.Since.Format(time.DateTime), s.Peer, s.Note)
 	if f := s.Files; f != nil {
-		fmt.Printf("  files: %d forwarded, %d partly here, %d here; %d MB left\n", f.Forwarded, f.Partly, f.Here, f.Left>>20)
+		if f.Detached > 0 {
+			fmt.Printf("  files: %d detached\n", f.Detached)
+		} else {
+			fmt.Printf("  files: %d forwarded, %d partly here, %d here; %d MB left\n", f.Forwarded, f.Partly, f.Here, f.Left>>20)
+		}
 		for _, one := range f.Files {
 			fmt.Printf("    %-9s  %s\n", one.State, one.Path)
 		}
@@ -88,7 +101,7 @@ func (s shown) print(asJSON bool) {
 		fmt.Printf("  %s\n", s.Live.Error)
 		return
 	}
-	fmt.Printf("  residual dependency: %s\n", residual(s.Live))
+	fmt.Printf("  residual dependency: %s\n", cmp.Or(strings.Join(s.Residual, ", "), "none"))
 	if !s.Live.AwaySince.IsZero() {
 		peer, then := "target", ""
 		if s.Side == migrate.SideTarget {
@@ -101,17 +114,26 @@ func (s shown) print(asJSON bool) {
 	}
 }
 
-func residual(l *migrate.Status) string {
+// residual is what a process needs from its source.
+func residual(l *migrate.Status, f *migrate.Files) []string {
 	if len(l.Residual) > 0 {
-		return strings.Join(l.Residual, "; ")
+		return l.Residual
 	}
+	r := []string{}
 	switch l.State {
 	case migrate.Resumed, migrate.Granted:
-		return fmt.Sprintf("pages (%d MB left), files", l.LeftBytes>>20)
+		r = append(r, fmt.Sprintf("pages (%d MB left)", l.LeftBytes>>20), "files")
 	case migrate.Drained:
-		return "files"
+		if f != nil {
+			r = append(r, fmt.Sprintf("files (%d of %d are not here yet)", f.Forwarded+f.Partly, f.Forwarded+f.Partly+f.Here))
+		} else {
+			r = append(r, "files")
+		}
 	}
-	return "none"
+	if l.Streams && len(r) > 0 {
+		r = append(r, "descriptors (standard streams, carried)")
+	}
+	return r
 }
 
 func listCommand() *cli.Command {

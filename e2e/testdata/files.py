@@ -1,4 +1,4 @@
-# files.py DIR: forty open files, readers, writers, appenders, unlinked ones, mappings shared and private, all at work in threads. On SIGUSR1 it checks
+# files.py DIR: forty open files, readers, writers, appenders, unlinked ones, mappings shared and private, all at work in threads, and 64 mappings more. On SIGUSR1 it checks
 # them all, and that what a program does later still works: threads, fork, exec, modules that it has never opened. On SIGUSR2 its own script starts it again.
 import mmap, os, random, signal, subprocess, sys, threading, time
 
@@ -46,6 +46,7 @@ for i in range(4):
     m = mmap.mmap(f.fileno(), SIZE, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     files.append(["private", f, bytearray(b), m])
 assert len(files) == 40
+still = [mmap.mmap(x[1].fileno(), 4096, prot=mmap.PROT_READ) for x in (files[:10] * 7)[:64]]  # each with a descriptor of its own
 lock = threading.Lock()
 steps = [0]
 
@@ -98,6 +99,9 @@ def check():
                     bad.append("%s: it has a name" % f.name)
             if got != want:
                 bad.append("%s %s: %d bytes are not the %d that it has to hold" % (kind, f.name, len(got), len(want)))
+    for i, m in enumerate(still):
+        if m[:] != files[i % 10][2][:4096]:
+            bad.append("mapping %d of %s" % (i, files[i % 10][1].name))
     n = []
     t = threading.Thread(target=n.append, args=(1,))
     t.start()

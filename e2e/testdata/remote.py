@@ -16,12 +16,15 @@ gone.write("unlinked")
 gone.flush()
 os.unlink("/srv/far/gone")
 fardir = os.open("/srv/far/in", os.O_RDONLY | os.O_DIRECTORY)
+ready, tell = os.pipe()
 child = os.fork()
 if child == 0:  # works in what stays
     os.chdir("/srv/far/in")
     signal.signal(signal.SIGUSR1, lambda *_: open("child", "a").write("child\n"))
+    os.write(tell, b"!")
     while True:
         signal.pause()
+os.read(ready, 1)
 n = 0
 
 def use():

@@ -131,6 +131,14 @@ func helper(conf string) error {
 		case "remove":
 			r, err := s.RemoveSource(context.Background(), []string{arg})
 			answer(r, err)
+		case "differs":
+			var paths []string
+			err := json.Unmarshal([]byte(arg), &paths)
+			var all []Undecided
+			if err == nil {
+				all, err = Differs(context.Background(), client, c.Own, paths, 5)
+			}
+			answer(all, err)
 		case "meddle":
 			m.path.Store(arg)
 			answer("meddling", nil)

@@ -24,6 +24,7 @@ type Apart struct {
 	MountNS int      // as in Options, and so Dev
 	Dev     uint64
 	Remote  []string
+	Streams []Stream
 	// Settle is as in Options; it runs in this process. The Note stands in the outcome.
 	Settle func(ctx context.Context, inodes []uint64) (Settled, error)
 	// Outcome is the path of a file that is there once the tree is on its local files, before it runs: also when nobody hears of that. See ReadOutcome.
@@ -47,7 +48,7 @@ type Outcome struct {
 
 // Ops of the messages between Apart and its process; what they say is packed into a memfd.
 const (
-	opConfig  = "config"  // to the process: config, Group, Hold
+	opConfig  = "config"  // to the process: config, Group, Streams, Hold
 	opSettle  = "settle"  // from it: inodes
 	opSettled = "settled" // to it: settled
 	opStop    = "stop"    // to it: give up, if it is not too late
@@ -58,6 +59,7 @@ type config struct {
 	MountNS int
 	Dev     uint64
 	Remote  []string
+	Streams []string // links; their files follow Group
 	Outcome string
 }
 
@@ -144,7 +146,13 @@ func (a Apart) Switch(ctx context.Context) (Outcome, error) {
 		_ = cmd.Wait() // how it ended is told by its last word
 		close(ended)
 	}()
-	if err := send(sock, opConfig, config{a.MountNS, a.Dev, a.Remote, a.Outcome}, append([]*os.File{a.Group}, a.Hold...)...); err != nil {
+	cfg := config{MountNS: a.MountNS, Dev: a.Dev, Remote: a.Remote, Outcome: a.Outcome}
+	files := []*os.File{a.Group}
+	for _, s := range a.Streams {
+		cfg.Streams = append(cfg.Streams, s.Link)
+		files = append(files, s.File)
+	}
+	if err := send(sock, opConfig, cfg, append(files, a.Hold...)...); err != nil {
 		_ = cmd.Process.Kill() // it knows nothing
 		<-ended
 		return Outcome{}, err

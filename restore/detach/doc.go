@@ -19,6 +19,8 @@
 //
 // Whatever fails before the pivot leaves the tree as it was.
 //
+// Standard streams that go through a process of ours to a file or socket of this host are replaced by that (Options.Streams, stream.go).
+//
 // A directory may stay on the old file system on purpose (Options.Remote, remote.go): it is mounted in the new root, and what is in it is not moved.
 //
 // # A process of its own

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Bind is a directory of this host that the new root has at Path.
+// Bind is a directory or file of this host that the new root has at Path.
 type Bind struct{ Path, Target string }
 
 // Local is where the files are.

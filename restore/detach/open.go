@@ -73,6 +73,8 @@ func (w *switching) openAll() error {
 				d.file, err = w.makeInotify(d)
 			case unixSocket:
 				d.file, err = w.makeSocket(d)
+			case stream:
+				d.file, err = w.takeStream(d)
 			default:
 				err = w.setUp(d)
 			}
@@ -86,7 +88,7 @@ func (w *switching) openAll() error {
 
 func (w *switching) openFiles() error {
 	for _, d := range w.s.descs {
-		if d.kind == inotify || d.kind == unixSocket || d.obj.stays {
+		if d.kind == inotify || d.kind == unixSocket || d.kind == stream || d.obj.stays {
 			continue
 		}
 		flags := d.info.flags & openFlags

@@ -57,7 +57,13 @@ func Main(log *slog.Logger, park func(point string)) error {
 	if err := fdpass.Unpack(m.files[0], &cfg); err != nil {
 		return err
 	}
+	if len(m.files) < 2+len(cfg.Streams) {
+		return fmt.Errorf("%d files for %d streams", len(m.files), len(cfg.Streams))
+	}
 	p := &worker{sock: sock, group: m.files[1], log: log, answers: make(chan message, 1)}
+	for i, link := range cfg.Streams {
+		p.streams = append(p.streams, Stream{link, m.files[2+i]})
+	}
 	var d done
 	d.Outcome, err = p.run(cfg, park)
 	d.Failed = failureOf(err)
@@ -71,6 +77,7 @@ func Main(log *slog.Logger, park func(point string)) error {
 type worker struct {
 	sock    *fdpass.Socket
 	group   *os.File // cgroup.procs
+	streams []Stream
 	log     *slog.Logger
 	answers chan message
 	note    []byte
@@ -96,7 +103,7 @@ func (p *worker) run(cfg config, park func(string)) (Outcome, error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	go p.listen(cancel)
-	o := Options{Tasks: p.tasks, MountNS: cfg.MountNS, Dev: cfg.Dev, Remote: cfg.Remote, Settle: p.settle, Log: p.log, park: park}
+	o := Options{Tasks: p.tasks, MountNS: cfg.MountNS, Dev: cfg.Dev, Remote: cfg.Remote, Streams: p.streams, Settle: p.settle, Log: p.log, park: park}
 	o.committed = func(r Report) {
 		if err := file.publish(Outcome{r, p.note}); err != nil {
 			p.log.Error("the tree is on its local files, but that could not be recorded", "err", err)

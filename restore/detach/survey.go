@@ -42,6 +42,7 @@ const (
 	device
 	inotify
 	unixSocket
+	stream // of this process's Streams
 )
 
 // descriptor is a number of a process.
@@ -81,6 +82,7 @@ type survey struct {
 	byFile    map[descKey][]*description // those that may be the same
 	epolls    []*epollSet
 	stuck     []string
+	streams   []Stream
 	remote    []string          // Options.Remote
 	left      map[uint64]string // files in use that stay → path; empty: it has no name
 }
@@ -107,7 +109,7 @@ func (s *survey) stick(format string, args ...any) {
 
 // look surveys the tasks. In a tree that runs what comes and goes meanwhile is passed over.
 func look(o *Options, tasks []*task, flags flagCache) (*survey, error) {
-	s := &survey{dev: o.Dev, byFile: map[descKey][]*description{}, remote: o.Remote, left: map[uint64]string{}}
+	s := &survey{dev: o.Dev, byFile: map[descKey][]*description{}, streams: o.Streams, remote: o.Remote, left: map[uint64]string{}}
 	rootNS, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", o.MountNS))
 	if err != nil {
 		return nil, fmt.Errorf("find mount namespace of the tree: %w", err)
@@ -141,7 +143,7 @@ func look(o *Options, tasks []*task, flags flagCache) (*survey, error) {
 		s.processes = append(s.processes, p)
 	}
 	s.watched()
-	return s, nil
+	return s, s.unpollable()
 }
 
 // place finds out what a task shares with those before it.
@@ -266,7 +268,7 @@ func (s *survey) inodes() []uint64 {
 		}
 	}
 	for _, d := range s.descs {
-		if d.kind != inotify {
+		if d.kind != inotify && d.kind != stream {
 			all = append(all, d.obj.ino)
 		}
 		for _, w := range d.watch {

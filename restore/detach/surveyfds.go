@@ -30,6 +30,8 @@ func (s *survey) lookAtFiles(p *process) error {
 		}
 		d := &description{pid: p.pid, tid: p.tid, fd: fd}
 		switch {
+		case s.stream(name) >= 0:
+			err = s.lookAtStream(d, name)
 		case strings.HasPrefix(name, "/"):
 			err = s.lookAtFile(d, link)
 		case name == "anon_inode:inotify":

@@ -23,7 +23,9 @@ type Options struct {
 	// tree go on as before.
 	Settle func(ctx context.Context, inodes []uint64) (Local, error)
 	Remote []string // directories that stay on the old file system, at their places below the new root
-	Log    *slog.Logger
+	// Streams are pipes and sockets of the tree that get another end.
+	Streams []Stream
+	Log     *slog.Logger
 
 	committed func(Report)       // all is in its place, and nothing runs yet
 	park      func(point string) // for tests; see points in apart.go
