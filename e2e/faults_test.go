@@ -259,12 +259,12 @@ func (f *faulty) end(m *moved, want string) string {
 	r.t.Helper()
 	switch want {
 	case gone:
-		r.eventually("nobody to run the tree", func() bool { return r.sh(b, "pgrep -x steps; true") == "" && r.sh(a, "pgrep -x steps; true") == "" })
+		r.eventually("nobody to run the tree", func() bool { return f.running(a)+f.running(b) == "" })
 		r.clean()
 		return gone
 	case frozen:
 		n, on := f.w.last()
-		if m.code != 5 || on != onA || r.sh(b, "pgrep -x steps; true") != "" {
+		if m.code != 5 || on != onA || f.running(b) != "" {
 			r.t.Errorf("migrate ended with %d, last step on %s: %s", m.code, on, m.stderr)
 		}
 		if k, _ := f.w.last(); k != n {
@@ -273,10 +273,13 @@ func (f *faulty) end(m *moved, want string) string {
 		return frozen
 	}
 	from, _ := f.w.last()
-	on := ""
+	on, polls := "", 0
 	r.eventually("the tree to make steps again", func() bool {
 		n, now := f.w.last()
 		on = now
+		if polls++; polls%64 == 0 && f.running(a)+f.running(b) == "" {
+			r.t.Fatalf("the tree is dead; migrate ended with %d: %s", m.code, m.stderr)
+		}
 		return n > from+20 || f.w.broken()
 	})
 	if want != either && on != want {
@@ -288,6 +291,9 @@ func (f *faulty) end(m *moved, want string) string {
 	f.verdict(on)
 	return on
 }
+
+// running are the processes of the tree on a host.
+func (f *faulty) running(h *lab.Host) string { f.r.t.Helper(); return f.sh(h, "pgrep -x steps; true") }
 
 // verdict ends the program and demands that it saw nothing wrong, that its journal has each line once, and that nothing is left.
 func (f *faulty) verdict(on string) {
@@ -305,7 +311,18 @@ func (f *faulty) verdict(on string) {
 	}
 	r.sh(h, fmt.Sprint("kill -TERM ", pid))
 	var lines uint64
-	r.eventually("the tree's last word", func() (ok bool) { lines, ok = f.w.lastWord(); return ok || f.w.broken() })
+	polls := 0
+	r.eventually("the tree's last word", func() (ok bool) {
+		if lines, ok = f.w.lastWord(); ok || f.w.broken() {
+			return true
+		}
+		if polls++; polls%64 == 0 && f.running(h) == "" {
+			if _, said := f.w.lastWord(); !said {
+				r.t.Fatal("the tree died without its last word")
+			}
+		}
+		return false
+	})
 	r.eventually("end of the tree", func() bool { return r.sh(h, fmt.Sprintf("test -d /proc/%d && echo there || echo gone", pid)) == "gone" })
 	places := []string{r.l.A.Path("/srv/j/journal")}
 	if on == onB {
