@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -64,9 +65,17 @@ func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, 
 	}
 	args = append([]string{"migrate", "--json", "--pid", strconv.Itoa(p.pid), "--to", to, "--tls-dir", b.keys, "--until", "drained"}, args...)
 	cmd := l.A.Command(ctx, b.lazymig, args...)
-	var out, errOut bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errOut
-	if err := cmd.Run(); err != nil {
+	var errOut bytes.Buffer
+	cmd.Stderr = &errOut
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	events, herr := b.follow(out)
+	if err := cmd.Wait(); err != nil {
 		logs, _ := l.A.Command(ctx, "/bin/sh", "-c", "tail -n 40 /var/lib/lazymig/*.log").CombinedOutput()
 		if b.verbose {
 			fmt.Fprintf(os.Stderr, "--- agent's log\n%s\n--- source's log\n%s\n", agentLog.String(), logs)
@@ -75,11 +84,10 @@ func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, 
 	}
 	o := &outcome{resultOn: l.A, end: stop} // the result goes through the agent's FUSE daemon
 	var drainMS float64
-	for line := range bytes.Lines(out.Bytes()) {
-		var e migrate.Event
-		if err := json.Unmarshal(line, &e); err != nil {
-			return nil, fmt.Errorf("event %q: %w", line, err)
-		}
+	if herr != nil {
+		return nil, herr
+	}
+	for _, e := range events {
 		switch e.Event {
 		case "frozen":
 			o.frozen = e.Time
@@ -95,6 +103,22 @@ func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, 
 	}
 	o.drained = o.resumed.Add(time.Duration(drainMS * float64(time.Millisecond)))
 	return o, nil
+}
+
+// follow reads the events of a migration up to its end.
+func (b *bench) follow(out io.Reader) (events []migrate.Event, err error) {
+	sc := bufio.NewScanner(out)
+	for sc.Scan() {
+		var e migrate.Event
+		if jerr := json.Unmarshal(sc.Bytes(), &e); jerr != nil {
+			err = errors.Join(err, fmt.Errorf("event %q: %w", sc.Text(), jerr))
+		}
+		events = append(events, e)
+		if e.Event == "resumed" && b.afterResume != nil {
+			err = errors.Join(err, b.afterResume(e.TargetPID))
+		}
+	}
+	return events, errors.Join(err, sc.Err())
 }
 
 // said is the output of a failed command, for people.

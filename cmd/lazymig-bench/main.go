@@ -4,7 +4,8 @@
 // Each move has a fresh lab. What stock CRIU needs is given to it: its pipe limits are raised (and put back), its cache of
 // kernel features is warm, its images go to the other host by a copy from tmpfs to tmpfs, its pages without encryption.
 //
-// `lazymig-bench files` is another benchmark: files that are still at the source, beside sshfs (files.go).
+// `lazymig-bench files` is another benchmark: files that are still at the source, beside sshfs (files.go). `lazymig-bench cut` is none: what becomes of the
+// process when something breaks (cut.go).
 package main
 
 import (
@@ -41,8 +42,11 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	do := run
-	if len(os.Args) > 1 && os.Args[1] == filesArg {
+	switch {
+	case len(os.Args) > 1 && os.Args[1] == filesArg:
 		do = func(ctx context.Context) error { return filesMain(ctx, os.Args[2:]) }
+	case len(os.Args) > 1 && os.Args[1] == cutArg:
+		do = func(ctx context.Context) error { return cutMain(ctx, os.Args[2:]) }
 	}
 	err := do(ctx)
 	stop()
@@ -64,6 +68,8 @@ type bench struct {
 	gap      time.Duration // between the toucher's touches
 	rtt      time.Duration // of the line between the hosts, for lazymig; 0: as it is
 	verbose  bool
+
+	afterResume func(pid int) error // called when the process runs on B; nil: nothing
 }
 
 // systems in the order of the tables; their names are the -systems flag's.
@@ -100,29 +106,16 @@ func run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &bench{lazymig: filepath.Join(root, *program), gap: *gap, rtt: *rtt, verbose: *verbose}
-	if b.criu, err = setup.Find(""); err != nil {
-		return err
-	}
-	dir, err := os.MkdirTemp(filepath.Join(root, "bin"), ".bench-")
+	b, done, err := newBench(ctx, root)
 	if err != nil {
-		return fmt.Errorf("make a directory for the run: %w", err)
-	}
-	defer os.RemoveAll(dir)
-	b.self, b.workload, b.keys = filepath.Join(dir, "bench"), filepath.Join(dir, "workload"), filepath.Join(dir, "keys")
-	if err := errors.Join(copySelf(b.self), compileWorkload(ctx, b.workload), keys.Init(b.keys), keys.Host(b.keys, "10.77.0.1", "10.77.0.2")); err != nil {
 		return err
 	}
-	b.share = append(lab.ProjectShare(root), filepath.Join(root, "bin"))
+	defer func() { err = errors.Join(err, done()) }()
+	b.lazymig, b.gap, b.rtt, b.verbose = filepath.Join(root, *program), *gap, *rtt, *verbose
 	if b.cpu, err = newCPUMeter(); err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, b.cpu.close()) }()
-	putBack, err := raisePipes()
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, putBack()) }()
 
 	r := &report{sizes: all, runs: *runs, args: os.Args[1:]}
 	r.machine.look()
@@ -153,6 +146,38 @@ func run(ctx context.Context) (err error) {
 		}
 	}
 	return r.lastLine(os.Stdout)
+}
+
+// newBench makes what all moves need, and done takes it away.
+func newBench(ctx context.Context, root string) (b *bench, done func() error, err error) {
+	b = &bench{lazymig: filepath.Join(root, "bin/lazymig"), gap: 500 * time.Microsecond}
+	if b.criu, err = setup.Find(""); err != nil {
+		return nil, nil, err
+	}
+	dir, err := os.MkdirTemp(filepath.Join(root, "bin"), ".bench-")
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a directory for the run: %w", err)
+	}
+	undo := []func() error{func() error { return os.RemoveAll(dir) }}
+	done = func() (err error) {
+		for _, f := range slices.Backward(undo) {
+			err = errors.Join(err, f())
+		}
+		return err
+	}
+	b.self, b.workload, b.keys = filepath.Join(dir, "bench"), filepath.Join(dir, "workload"), filepath.Join(dir, "keys")
+	b.share = append(lab.ProjectShare(root), filepath.Join(root, "bin"))
+	err = errors.Join(copySelf(b.self), compileWorkload(ctx, b.workload), keys.Init(b.keys), keys.Host(b.keys, "10.77.0.1", "10.77.0.2"))
+	if err == nil {
+		var putBack func() error
+		if putBack, err = raisePipes(); err == nil {
+			undo = append(undo, putBack)
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, done())
+	}
+	return b, done, nil
 }
 
 func has[T comparable](l []T, v T) bool {

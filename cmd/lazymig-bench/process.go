@@ -86,19 +86,12 @@ func (o *outcome) String() string {
 func (b *bench) measure(ctx context.Context, mb int, move func(*bench, context.Context, *lab.Lab, *process) (*outcome, error)) (_ *outcome, err error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	l, err := lab.Up(ctx, lab.Options{Self: b.self, Share: b.share})
+	l, p, err := b.workloadOnA(ctx, mb)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, l.Down()) }()
-	p, err := l.A.Spawn(lab.Spawn{Args: []string{b.workload, strconv.Itoa(mb), strconv.Itoa(int(b.gap.Microseconds())), readyFile, resultFile}})
-	if err != nil {
-		return nil, err
-	}
 	defer p.Close()
-	if err := waitForFile(ctx, l.A.Path(readyFile), "ready\n", p.Done()); err != nil {
-		return nil, fmt.Errorf("wait for the workload: %w", err)
-	}
 	before, err := b.cpu.seconds()
 	if err != nil {
 		return nil, err
@@ -127,6 +120,23 @@ func (b *bench) measure(ctx context.Context, mb int, move func(*bench, context.C
 		return nil, errors.Join(err, fmt.Errorf("left behind: %s", left))
 	}
 	return o, o.end()
+}
+
+// workloadOnA makes a lab with the workload on its host A.
+func (b *bench) workloadOnA(ctx context.Context, mb int) (*lab.Lab, *lab.Proc, error) {
+	l, err := lab.Up(ctx, lab.Options{Self: b.self, Share: b.share})
+	if err != nil {
+		return nil, nil, err
+	}
+	p, err := l.A.Spawn(lab.Spawn{Args: []string{b.workload, strconv.Itoa(mb), strconv.Itoa(int(b.gap.Microseconds())), readyFile, resultFile}})
+	if err != nil {
+		return nil, nil, errors.Join(err, l.Down())
+	}
+	if err := waitForFile(ctx, l.A.Path(readyFile), "ready\n", p.Done()); err != nil {
+		p.Close()
+		return nil, nil, errors.Join(fmt.Errorf("wait for the workload: %w", err), l.Down())
+	}
+	return l, p, nil
 }
 
 var errWrongBytes = errors.New("the workload found wrong bytes")
