@@ -5,7 +5,7 @@ UNIT = $(shell go list ./... | grep -v -x -e '.*/e2e' $(RACE:./%=-e '.*/lazymig/
 TOOL = go tool -modfile=tools.mod
 FUZZTIME ?= 10s
 
-.PHONY: all build setup demo test unit race e2e test-faults vet lint vuln fmt fuzz bench bench-files check clean
+.PHONY: all build setup demo test unit race e2e test-faults test-seeded compare-cut vet lint vuln fmt fuzz bench bench-files check clean
 all: build
 build: ; CGO_ENABLED=0 go build -trimpath -o bin/lazymig ./cmd/lazymig
 setup: ; @go run ./setup/install $(PACKAGES)
@@ -14,13 +14,15 @@ test: setup build vet race unit e2e
 unit: ; go test -p 1 -count=1 -timeout 15m $(UNIT)
 race: ; go test -race -p 1 -count=1 -timeout 15m $(RACE)
 e2e: build ; test ! -d e2e || go test -count=1 -timeout 20m -v ./e2e
-test-faults: build ; LAZYMIG_FAULTS=all go test -count=1 -timeout 15m -v -run '^TestFaults$$' ./e2e
+test-faults: build ; LAZYMIG_FAULTS=$${LAZYMIG_FAULTS:-half} go test -count=1 -timeout 30m -parallel 4 -v -run "^TestFaults" ./e2e
+test-seeded: build ; go test -count=1 -tags seeded -timeout 15m -v -run '^TestSeeded$$' ./e2e
 vet: ; go vet ./... && bad=$$(gofmt -l .) && test -z "$$bad" || { echo "gofmt: $$bad"; exit 1; }
 lint: ; $(TOOL) golangci-lint run
 vuln: ; $(TOOL) govulncheck ./...
 fmt: ; $(TOOL) golangci-lint fmt
 fuzz: ; @for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
 bench: setup build ; go run ./cmd/lazymig-bench
+compare-cut: setup build ; go run ./cmd/lazymig-bench cut
 bench-files: ; @go run ./setup/install $(PACKAGES) git openssh-server sshfs && go run ./cmd/lazymig-bench files
 check: test
 clean: ; rm -rf bin

@@ -155,7 +155,7 @@ func (r *Record) write(e Entry) error {
 	}
 	line := fmt.Appendf(nil, "%08x %s\n", crc32.ChecksumIEEE(b), b)
 	if _, err = r.f.Write(line); err == nil {
-		err = r.f.Sync()
+		err = r.harden(e.State)
 	}
 	if err != nil { // part of the line, or all of it, may be in the file, and on the disk
 		r.torn = true

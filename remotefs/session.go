@@ -171,7 +171,7 @@ func (s *Server) take(l *serverLink, h wire.Header, p []byte) (*job, error) {
 	if !j.op.once {
 		return j, nil
 	}
-	if j.kept = n.kept[h.ID]; j.kept != nil {
+	if j.kept = n.asked(h.ID); j.kept != nil {
 		j.again = true
 		return j, nil
 	}

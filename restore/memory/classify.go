@@ -51,10 +51,7 @@ func classify(r result) outcome {
 	case unix.EEXIST:
 		return outcome{act: actSkip}
 	case unix.ENOENT:
-		if r.length > pageSize {
-			return outcome{act: actHalve}
-		}
-		return outcome{act: actMissing}
+		return unmapped(r.length)
 	case unix.ESRCH:
 		return outcome{act: actDead}
 	case unix.ENOMEM, unix.EINTR:

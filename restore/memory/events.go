@@ -357,7 +357,7 @@ func (e *Engine) apply(m *mm, ev *event) (child *mm) {
 		e.wakeRange(m, ev.start, ev.end)
 	case evRemove:
 		// Posted before the kernel throws the pages away: the bits are set first.
-		e.stats.dropped += uint64(m.drop(m.lay.parts(ev.start, ev.end)))
+		e.stats.dropped += uint64(m.removed(ev.start, ev.end))
 		e.wakeRange(m, ev.start, ev.end)
 	}
 	m.changed()

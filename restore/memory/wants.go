@@ -382,8 +382,8 @@ func (e *Engine) finish() {
 		return
 	}
 	for _, m := range e.mms {
-		if m.own == nil && m.settled && len(m.parked) == 0 && len(m.batch) == 0 && m.missing == 0 && (!m.shares || e.sharedLeft() == 0) {
-			if !e.prove(m) {
+		if m.own == nil && m.settled && len(m.parked) == 0 && len(m.batch) == 0 && m.whole() && (!m.shares || e.sharedLeft() == 0) {
+			if !e.mayClose(m) {
 				e.unsettle(m)
 				continue
 			}
