@@ -160,6 +160,50 @@ func TestPrefetchAsks(t *testing.T) {
 	w.wait()
 }
 
+// noAhead is a handler that never answers what is prefetched.
+type noAhead struct{ *handler }
+
+func (h noAhead) Ask(w Want) error {
+	if w.Prefetch {
+		return nil
+	}
+	return h.handler.Ask(w)
+}
+
+// What has not been answered when all memory is here is not asked for again and again of a source that is gone.
+func TestPrefetchAtTheEnd(t *testing.T) {
+	kerneltest.Leaks(t)
+	w := startWork(t, "steps")
+	e := engineFor(t, w, Options{})
+	h := newHandler(e, 2)
+	defer h.stop()
+	e.SetBringer(noAhead{h})
+	w.go1()
+	var buf [8]byte
+	for _, page := range []uint64{0, 8, 16, 1 << 40} {
+		if err := w.sock.Send(binary.NativeEndian.AppendUint64(nil, page)); err != nil {
+			t.Fatal(err)
+		}
+		if page == 1<<40 {
+			break
+		}
+		if _, _, err := w.recv(buf[:]); err != nil {
+			t.Fatal(err)
+		}
+		if page == 16 {
+			if s := e.Stats(); s.Outstanding == 0 {
+				t.Errorf("nothing is prefetched: %+v", s)
+			}
+			e.StartBulk()
+			waitDrained(t, e)
+		}
+	}
+	w.wait()
+	if s := e.Stats(); s.Outstanding != 0 {
+		t.Errorf("%d wants are left when all is here", s.Outstanding)
+	}
+}
+
 // How much flies follows the time that answers take.
 func TestPrefetchWindow(t *testing.T) {
 	a := ahead{window: firstFlying}

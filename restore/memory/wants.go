@@ -404,4 +404,9 @@ func (e *Engine) finish() {
 	}
 	e.stats.drained = true
 	e.done = true
+	// What was asked for twice, or ahead, may still be under way. Nobody needs it, and the source ends now.
+	for _, w := range e.wants {
+		e.forget(w)
+	}
+	e.ahead.planned = nil
 }
