@@ -80,3 +80,24 @@ func TestInPlace(t *testing.T) {
 	r.agent(b, state...)
 	r.clean()
 }
+
+// TestInPlaceDead kills agent and switch when the files are in their place and the tree is on half of them: it dies, and the next agent puts back what was there.
+func TestInPlaceDead(t *testing.T) {
+	r := newHosts(t)
+	a, b := r.l.A, r.l.B
+	state := []string{"--state-dir", "/srv/state"}
+	ag := r.agentWith(b, []string{"LAZYMIG_PARK=switch-commit:" + gate}, state...)
+	p := r.spawn(a, "/bin/sh", "-c", "mkdir -p /srv/app; cd /srv/app; echo moved >data; exec 3<data; while :; do sleep 0.05; done")
+	r.says(a, "shell to run", "cat /srv/app/data", "moved")
+	r.sh(b, "mkdir /srv/app; echo own >/srv/app/data; echo own >/srv/app/only")
+	g := r.begin(a, b, p.Pid, append(r.locals(a, b), "--until", "detached", "--in-place", "--overwrite", "--with", "/srv/app")...)
+	r.parked(ag)
+	r.says(b, "files to be in place", "cat /srv/app/data; ls /srv/app", "moved\ndata")
+	r.killAgent(ag)
+	r.sh(b, "pkill -KILL -f 'lazymig [s]witch'; touch "+gate)
+	r.agent(b, state...)
+	r.says(b, "files to be back", "cat /srv/app/*", "own\nown")
+	m := g.wait()
+	t.Logf("migrate ended with %d: %s", m.code, m.stderr)
+	r.clean()
+}

@@ -64,10 +64,13 @@ func (a *Agent) found(ctx context.Context, k Known) (*Target, error) {
 	t.rec = rec
 	if err := t.takeUp(ctx); err != nil {
 		defer rec.Close()
-		if m := readSwitched(k.Dir, t.log); m != nil && errors.Is(err, restore.ErrNoGuardian) {
+		if !errors.Is(err, restore.ErrNoGuardian) {
+			return nil, err
+		}
+		if m := readSwitched(k.Dir, t.log); m != nil {
 			return nil, t.detachedBefore(m)
 		}
-		return nil, err
+		return nil, errors.Join(err, t.takeBack()) // the tree has died in the middle of a switch
 	}
 	a.mu.Lock()
 	a.targets[t.id] = t
