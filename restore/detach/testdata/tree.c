@@ -1,5 +1,5 @@
 // A tree with every kind of thing that refers to a file. "tree ROOT" makes ROOT the root of a mount namespace of its own and goes on there. It
-// reads commands from standard input: "check" answers "OK" or what is wrong, one line; "mark" makes every process write a line to /log.
+// reads commands from standard input: "check" answers "OK" or what is wrong, one line; "many" opens 64 files more and maps 100.
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -235,6 +235,20 @@ static void setup(void) {
 	while (read(ino, b, sizeof b) > 0) ;
 }
 
+static int many[64];
+static char *manymaps[100];
+static void open_many(void) {
+	for (int i = 0; i < 64; i++) MUST((many[i] = open("/data", O_RDWR)) > 0 && lseek(many[i], i, SEEK_SET) == i);
+	for (int i = 0; i < 100; i++) {
+		MUST((manymaps[i] = mmap(0, 4096, PROT_READ | PROT_WRITE, i % 2 ? MAP_SHARED : MAP_PRIVATE, many[i % 64], i % 4 * 4096)) != MAP_FAILED);
+		if (i % 2 == 0) manymaps[i][0] = i;
+	}
+}
+static void check_many(void) {
+	for (int i = 0; i < 64; i++) WANT(lseek(many[i], 0, SEEK_CUR) == i);
+	for (int i = 0; i < 100; i++) WANT(manymaps[i][0] == (i % 2 ? '0' + i % 4 * 4096 % 10 : i) && manymaps[i][1] == '0' + (i % 4 * 4096 + 1) % 10);
+}
+
 static void offset(const char *want) { // by the child, by the copy, all on one description
 	char b[10], a[512] = {0};
 	write(childcmd[1], "o", 1);
@@ -250,6 +264,7 @@ static void check(void) {
 	struct stat st, st2;
 	bad[0] = 0;
 	offset(0);
+	if (many[0]) check_many();
 	WANT(fcntl(cloexec, F_GETFD) == FD_CLOEXEC && fcntl(data, F_GETFD) == 0 && fcntl(ep, F_GETFD) == FD_CLOEXEC);
 	WANT((fcntl(logfd, F_GETFL) & (O_APPEND | O_ACCMODE)) == (O_APPEND | O_WRONLY));
 	WANT(write(logfd, "line\n", 5) == 5);
@@ -342,6 +357,7 @@ int main(int c, char **v) {
 		if (read(0, cmd + n, 1) != 1) exit(0);
 		if (cmd[n] != '\n') { n++; continue; }
 		cmd[n] = 0; n = 0;
+		if (!strcmp(cmd, "many")) open_many();
 		if (!strcmp(cmd, "check")) check();
 		printf("%s\n", bad[0] ? bad : "OK");
 		fflush(stdout);
