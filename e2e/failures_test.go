@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"errors"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -81,21 +82,31 @@ func TestRestoreFails(t *testing.T) {
 	r.runsOn(g.wait(), ch, 4, "restore tree")
 }
 
-// TestForeignCertificate: neither side believes a certificate of another CA.
-func TestForeignCertificate(t *testing.T) {
-	r := newRig(t, "checker")
-	ch := r.checker(r.l.A, 64, 1)
-	own := r.keys
-	r.keys = filepath.Join(r.dir, "foreign")
-	if err := keys.Init(r.keys); err != nil {
-		t.Fatal(err)
+// TestCertificates: neither side believes a certificate of another CA, the source none for another name than it has dialed, the agent none whose
+// names it does not allow.
+func TestCertificates(t *testing.T) {
+	for name, c := range map[string]struct {
+		agent []string
+		spoil func(r *rig) error // before the migration
+		want  string
+	}{
+		"foreign": {nil, func(r *rig) error {
+			r.keys = filepath.Join(r.dir, "foreign")
+			return errors.Join(keys.Init(r.keys), keys.Host(r.keys, r.l.A.Addr, r.l.B.Addr))
+		}, "certificate signed by unknown authority"},
+		"wrong":       {nil, func(r *rig) error { return keys.Host(r.keys, r.l.A.Addr) }, "certificate is valid for"},
+		"not allowed": {[]string{"--allow", "a.example"}, func(*rig) error { return nil }, "bad certificate"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newHosts(t, "checker")
+			r.agent(r.l.B, c.agent...)
+			ch := r.checker(r.l.A, 64, 1)
+			if err := c.spoil(r); err != nil {
+				t.Fatal(err)
+			}
+			r.runsOn(r.try(r.l.A, r.l.B, ch.proc.Pid), ch, 4, c.want)
+		})
 	}
-	if err := keys.Host(r.keys, r.l.A.Addr, r.l.B.Addr); err != nil {
-		t.Fatal(err)
-	}
-	m := r.try(r.l.A, r.l.B, ch.proc.Pid)
-	r.keys = own
-	r.runsOn(m, ch, 4, "certificate")
 }
 
 // TestNoRoomForImages: the target has no room in memory for the images.
@@ -109,25 +120,58 @@ func TestNoRoomForImages(t *testing.T) {
 	r.runsOn(g.wait(), ch, 4, "no space left on device")
 }
 
-// TestAborted: an interrupt, and `lazymig abort`, before the grant.
+// TestAborted: an interrupt, a terminal that is gone, and `lazymig abort`, before the grant.
 func TestAborted(t *testing.T) {
-	for _, how := range []string{"interrupt", "abort"} {
+	for _, how := range []string{"interrupt", "hangup", "abort"} {
 		t.Run(how, func(t *testing.T) {
 			r := newHosts(t, "checker")
 			ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=restore:" + gate})
 			ch := r.checker(r.l.A, 64, 2)
 			g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
 			r.parked(ag)
-			if how == "interrupt" {
-				if err := g.cmd.Process.Signal(syscall.SIGINT); err != nil {
-					t.Fatal(err)
-				}
-			} else {
-				r.sh(r.l.A, r.lazymig+" abort $("+r.lazymig+" list --json | sed 's/.*\"id\":\"\\([0-9a-f]*\\)\".*/\\1/')")
+			if how == "abort" {
+				r.sh(r.l.A, r.lazymig+" abort "+r.id())
+			} else if err := g.cmd.Process.Signal(views[how]); err != nil {
+				t.Fatal(err)
 			}
 			m := g.wait()
 			r.sh(r.l.B, "touch "+gate)
 			r.runsOn(m, ch, 4, "aborted")
+		})
+	}
+}
+
+// views end by these.
+var views = map[string]syscall.Signal{"interrupt": syscall.SIGINT, "hangup": syscall.SIGHUP}
+
+// TestViewEnds: after the handover they end the view only, and abort is refused: the migration goes on by itself to its end.
+func TestViewEnds(t *testing.T) {
+	for how, sig := range views {
+		t.Run(how, func(t *testing.T) {
+			r := newHosts(t, "checker")
+			ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=drain:" + gate})
+			ch := r.checker(r.l.A, 64, 2)
+			g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+			r.eventually("tree to run on B", func() bool { return strings.Contains(g.out.String(), `"resumed"`) })
+			r.parked(ag)
+			out, err := r.l.A.Command(r.ctx, r.lazymig, "abort", r.id()).CombinedOutput()
+			if err == nil || !strings.Contains(string(out), "has been handed over") {
+				t.Errorf("abort after the handover: %v, %s", err, out)
+			}
+			if err := g.cmd.Process.Signal(sig); err != nil {
+				t.Fatal(err)
+			}
+			m := g.wait()
+			if m.code != 1 || m.get("failed") != nil || !strings.Contains(m.stderr, "the view ends; migration "+r.id()+" goes on") {
+				t.Errorf("migrate ended with %d: %s", m.code, m.stderr)
+			}
+			if s := r.states(r.l.A); !slices.Equal(s, []string{"source resumed"}) {
+				t.Errorf("records of A: %q", s)
+			}
+			r.sh(r.l.B, "touch "+gate)
+			r.eventually("drain", func() bool { return slices.Equal(r.states(r.l.A), []string{"source drained"}) })
+			ch.verdict(r.l.A, r.l.B, m.get("resumed").TargetPID)
+			r.clean()
 		})
 	}
 }

@@ -62,7 +62,7 @@ var errAborted = errors.New("aborted")
 type Source struct {
 	opt  SourceOptions
 	log  *slog.Logger
-	emit func(Event) // called by Run's goroutine only
+	emit func(Event) // called by Run's goroutine, and by whoever refuses to abort
 
 	onRecord func() error // called when the record's directory is there; nil: nothing
 

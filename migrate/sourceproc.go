@@ -90,7 +90,7 @@ func (v *View) Handed() bool {
 	return err != nil && !errors.Is(err, os.ErrNotExist) || k.Last().State.Handed()
 }
 
-// Abort asks for the end of a migration that has not been granted; the answer is an event.
+// Abort asks for the end of a migration; the answer is an event: failed, or a notice that it is too late.
 func (v *View) Abort() error { return v.sock.Send(encode(viewMsg{Op: "abort"})) }
 
 // Close ends the view. The process goes on if the grant has been given, else it aborts.
@@ -164,11 +164,14 @@ func (v *viewEnd) run(s *Source, f func() error) error {
 				n, files, err := v.sock.Recv(buf)
 				fdpass.CloseAll(files)
 				var m viewMsg
-				if err != nil || json.Unmarshal(buf[:n], &m) == nil && m.Op == "abort" {
-					_ = s.Abort("by its view") // handed over: then the view's end changes nothing
-				}
 				if err != nil {
+					_ = s.Abort("by its view") // handed over: then the view's end changes nothing
 					return
+				}
+				if json.Unmarshal(buf[:n], &m) == nil && m.Op == "abort" {
+					if err := s.Abort("by its view"); err != nil {
+						s.notice("%v", err) // it waits for an answer
+					}
 				}
 			}
 		})

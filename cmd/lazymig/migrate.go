@@ -214,7 +214,7 @@ func follow(c *cli.Context, v *migrate.View, p *printer, until string) error {
 		case "failed":
 			return failure(e)
 		}
-		if handed && c.Err() != nil {
+		if c.Err() != nil && (handed || v.Handed()) {
 			return fmt.Errorf("the view ends; migration %s goes on, see `lazymig status %s`", e.ID, e.ID)
 		}
 	}
