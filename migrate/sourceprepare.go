@@ -28,7 +28,7 @@ func (s *Source) preflight(ctx context.Context) error {
 			s.notice("%s: %s %s", f.What, f.Why, f.Do)
 		}
 	}
-	return errors.Join(rep.Err(), s.checkStdio(), s.checkRemote())
+	return errors.Join(rep.Err(), preflight.Refusals(Streams(&rep.Want)), s.checkRemote())
 }
 
 // limit is a cgroup limit as its file takes it; empty: none.

@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -54,15 +55,16 @@ type stdioObject struct {
 	all []preflight.Stdio // all descriptors of it
 }
 
-// stdioObjects groups the descriptors that the preflight found.
+// stdioObjects are those that the preflight found.
 func (s *Source) stdioObjects() []*stdioObject {
+	return groupStdio(s.rep.Want.Stdio, cmp.Or(s.opt.Stdio, StdioRelay))
+}
+
+// groupStdio groups descriptors.
+func groupStdio(list []preflight.Stdio, to string) []*stdioObject {
 	var objs []*stdioObject
 	by := map[string]*stdioObject{}
-	to := s.opt.Stdio
-	if to == "" {
-		to = StdioRelay
-	}
-	for _, f := range s.rep.Want.Stdio {
+	for _, f := range list {
 		o := by[f.Key]
 		if o == nil {
 			key := f.Key
@@ -82,19 +84,18 @@ func (s *Source) stdioObjects() []*stdioObject {
 	return objs
 }
 
-// checkStdio refuses standard streams that can't be given another end.
-func (s *Source) checkStdio() error {
+// Streams refuses standard streams that can't be given another end.
+func Streams(w *preflight.Want) []preflight.Finding {
 	var bad []preflight.Finding
 	refuse := func(o *stdioObject, why string) {
 		f := o.all[0]
 		bad = append(bad, preflight.Finding{
 			Code: "stdio", Level: preflight.Refuse, PID: f.PID,
 			What: fmt.Sprintf("descriptor %d is a %s that %s outside of the tree holds", f.FD, f.Kind, orSomebody(f.Peer)), Why: why,
-			Do: "start the process with its standard streams on files (nohup, >FILE 2>&1 </dev/null)",
+			Do: "start the process with its standard streams on files (nohup, >FILE 2>&1 </dev/null), or inside tmux and move that",
 		})
 	}
-	objs := s.stdioObjects()
-	for i, o := range objs {
+	for i, o := range groupStdio(w.Stdio, StdioRelay) {
 		f := o.all[0]
 		switch {
 		case f.Kind != "pipe" && f.Kind != "socket" && f.Kind != "fifo":
@@ -107,7 +108,7 @@ func (s *Source) checkStdio() error {
 			refuse(o, fmt.Sprintf("more than %d of them can't be carried", maxStdio))
 		}
 	}
-	return preflight.Refusals(bad)
+	return bad
 }
 
 func orSomebody(s string) string {

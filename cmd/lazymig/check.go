@@ -50,7 +50,7 @@ func doCheck(c *cli.Context) error {
 			return &exitErr{exitPreflight, err}
 		}
 		tree = &rep.Tree
-		all = append(all, rep.Findings...)
+		all = append(append(all, rep.Findings...), migrate.Streams(&rep.Want)...)
 	}
 	if to := c.String("to"); to != "" {
 		there, ahead, off, err := migrate.AskFacts(c.Context, to, c.String("tls-dir"))
