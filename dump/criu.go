@@ -120,9 +120,9 @@ func (d *Dump) criuOpts() *rpc.CriuOpts {
 		Pid: new(int32(d.procs[0].vpid)), FreezeCgroup: new(selfFD(criuCgroupFD)),
 		ConfigFile: new(selfFD(criuSettingsFD)), LogLevel: new(int32(1)), NetworkLock: &skip, ManageCgroupsMode: &ignore, ManageCgroups: new(true),
 		OrphanPtsMaster: new(true), External: d.o.External,
-		TcpSkipInFlight: new(d.o.TCPClose), // a connection that nobody has accepted is lost like the others
-		LeaveRunning:    new(true),         // in the frozen cgroup: see the package's doc
-		FileLocks:       new(true),         // one may be taken after the preflight
+		TcpSkipInFlight: new(true), // a connection that nobody has accepted is lost like the others, and may come at any time
+		LeaveRunning:    new(true), // in the frozen cgroup: see the package's doc
+		FileLocks:       new(true), // one may be taken after the preflight
 		TcpClose:        new(d.o.TCPClose), ShellJob: new(d.o.ShellJob), LinkRemap: new(d.o.LinkRemap),
 		ExtUnixSk: new(d.o.Datagrams),
 	}

@@ -221,7 +221,7 @@ func (in *inspector) checkTCP() {
 			if s.rx > 0 {
 				in.add(Finding{
 					"accept-queue", Warn, s.holders[0].t.PID, fmt.Sprintf("%d connections wait to be accepted on %s", s.rx, s.local),
-					"a dump fails while the queue is not empty", "it is tried again",
+					"they are not taken along, like established ones", "clients connect again",
 				})
 			}
 		case s.tcp() && s.state != tcpClose:

@@ -60,6 +60,15 @@ func TestTCP(t *testing.T) {
 	}
 }
 
+// TestAcceptQueue warns of connections that nobody has accepted.
+func TestAcceptQueue(t *testing.T) {
+	v := mode(t, "tcp_backlog")
+	f := find(t, look(t, Options{PID: v.pid}), "accept-queue", Warn)
+	if !strings.Contains(f.What, "2 connections") || f.Do == "" {
+		t.Error(f)
+	}
+}
+
 // TestUnixPeers: half of a stream is refused and its other end named; datagrams to a named socket go on.
 func TestUnixPeers(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "s")

@@ -405,6 +405,20 @@ static void tcp_pair(void)
 	must(connect(c, (void *)&a, sizeof a));
 	must(accept(l, 0, 0));
 }
+static void tcp_backlog(void)
+{
+	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK) };
+	socklen_t n = sizeof a;
+	int l = must(socket(AF_INET, SOCK_STREAM, 0));
+	must(bind(l, (void *)&a, sizeof a));
+	must(listen(l, 5));
+	must(getsockname(l, (void *)&a, &n));
+	for (int i = 0; i < 2; i++) { // they stay in the queue when their other end is closed
+		int c = must(socket(AF_INET, SOCK_STREAM, 0));
+		must(connect(c, (void *)&a, sizeof a));
+		must(close(c));
+	}
+}
 static void tcp_connect(void)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons(atoi(args[2])) };
@@ -554,6 +568,7 @@ static const struct { const char *name; void (*f)(void); } modes[] = {
 	{ "shared_memory", shared_memory }, { "shared_memfd", shared_memfd }, { "shared_unix", shared_unix },
 	{ "shared_listener", shared_listener }, { "pidfd_outside", pidfd_outside }, { "pidfd_inside", pidfd_inside }, { "netns_fd", netns_fd },
 	{ "kept", kept }, { "stuck", stuck }, { "pty_inside", pty_inside }, { "pty_file", pty_file }, { "tcp_pair", tcp_pair },
+	{ "tcp_backlog", tcp_backlog },
 	{ "tcp_connect", tcp_connect }, { "session_child", session_child }, { "seccomp_strict", seccomp_strict }, { "no_caps", no_caps }, { "busy", busy },
 };
 
