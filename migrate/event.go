@@ -1,10 +1,13 @@
 package migrate
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
-// Event is what a migration tells its viewers: one JSON object a line with --json.
+// Event is what a migration tells its viewers: one JSON object a line with --json. docs/events.md tells it to people.
 type Event struct {
-	Event string    `json:"event"` // prepared, notice, frozen, resumed, progress, drained, done, failed, exited, files, detached, stays
+	Event string    `json:"event"` // one of those in docs/events.md
 	Time  time.Time `json:"time"`
 	ID    string    `json:"id"`
 
@@ -50,4 +53,30 @@ type Event struct {
 	Error       string `json:"error,omitempty"`
 	SourceState string `json:"source_state,omitempty"` // running, frozen, gone
 	Status      *int   `json:"status,omitempty"`       // exited: as wait status
+}
+
+// MarshalJSON leaves out what is zero, except of the figures that every done has.
+func (e Event) MarshalJSON() ([]byte, error) {
+	type plain Event
+	if e.Event != "done" {
+		return json.Marshal(plain(e))
+	}
+	return json.Marshal(struct { // its own fields hide those of plain
+		plain
+		TargetPID   int     `json:"target_pid"`
+		DowntimeMS  float64 `json:"downtime_ms"`
+		DumpMS      float64 `json:"dump_ms"`
+		TransferMS  float64 `json:"transfer_ms"`
+		RestoreMS   float64 `json:"restore_ms"`
+		DrainMS     float64 `json:"drain_ms"`
+		MemoryBytes uint64  `json:"memory_bytes"`
+		BytesSent   uint64  `json:"bytes_sent"`
+		Faults      uint64  `json:"faults"`
+		FaultP50US  float64 `json:"fault_p50_us"`
+		FaultP99US  float64 `json:"fault_p99_us"`
+		Forwarded   uint64  `json:"files_forwarded"`
+	}{
+		plain(e), e.TargetPID, e.DowntimeMS, e.DumpMS, e.TransferMS, e.RestoreMS, e.DrainMS,
+		e.MemoryBytes, e.BytesSent, e.Faults, e.FaultP50US, e.FaultP99US, e.Forwarded,
+	})
 }
