@@ -1,10 +1,14 @@
 package e2e
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/lazymig/lazymig/internal/kerneltest"
@@ -84,7 +88,50 @@ for n, f in (('locked', fcntl.lockf), ('flocked', fcntl.flock)):
 	r.clean()
 }
 
-// TestRedis moves a Redis with a small set of keys: the demo does it with 1 GB and a client.
+// TestRedisUnderWrites is what the demo shows, by the demo's own tools: a Redis that a client writes to all the time keeps the digest of the keys that
+// nobody writes, and every write that was acknowledged.
+func TestRedisUnderWrites(t *testing.T) {
+	kerneltest.NeedProgram(t, "redis-server")
+	r := newRig(t)
+	a, b := r.l.A, r.l.B
+	demo := filepath.Join(r.dir, "lazymig-demo")
+	build := exec.Command("go", "build", "-o", demo, "../cmd/lazymig-demo")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build demo: %v\n%s", err, out)
+	}
+	const keys = " 400000" // of 1,000 bytes; the demo moves 1 GB
+	p := r.spawn(a, "/bin/sh", "-c", "mkdir -p /srv/redis; exec redis-server --dir /srv/redis --appendonly yes --save '' --bind 0.0.0.0 --protected-mode no --enable-debug-command yes --logfile /srv/redis/log")
+	r.sh(a, demo+" fill "+a.Addr+keys)
+	digest := r.sh(a, demo+" digest "+a.Addr+keys)
+	client := a.Command(r.ctx, demo, "client", a.Addr, b.Addr)
+	var said, wrong logBuffer
+	client.Stdout, client.Stderr = &said, &wrong
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	r.says(a, "client to write", "redis-cli exists client:1", "1")
+	pid, m := r.move(a, b, p.Pid)
+	m.fewTrips(t)
+	if got := r.sh(b, demo+" digest "+b.Addr+keys); got != digest {
+		t.Errorf("digest is %s on B, was %s", got, digest)
+	}
+	if err := errors.Join(client.Process.Signal(syscall.SIGTERM), client.Wait()); err != nil {
+		t.Fatalf("client: %v\n%s", err, wrong.String())
+	}
+	var report struct{ Acked, OnB, Lost, Wrong int }
+	if err := json.Unmarshal([]byte(said.String()), &report); err != nil {
+		t.Fatalf("client says %q: %v", said.String(), err)
+	}
+	if t.Logf("client: %s", said.String()); report.Lost+report.Wrong > 0 || report.OnB == 0 || report.OnB == report.Acked {
+		t.Errorf("client: %+v", report)
+	}
+	r.sh(b, demo+" stop "+b.Addr)
+	r.eventually("end of Redis", func() bool { return r.sh(b, fmt.Sprintf("test -d /proc/%d; echo $?", pid)) == "1" })
+	r.clean()
+}
+
+// TestRedis moves a Redis that nobody writes to, and goes on with it on B.
 func TestRedis(t *testing.T) {
 	kerneltest.NeedProgram(t, "redis-server")
 	r := newRig(t)

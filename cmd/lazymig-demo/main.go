@@ -139,10 +139,10 @@ func (s *show) moved(ctx context.Context) error {
 		return fmt.Errorf("start redis-server: %w", err)
 	}
 	defer redis.Close()
-	if _, err := s.in(ctx, a, "fill", a.Addr); err != nil {
+	if _, err := s.in(ctx, a, "fill", a.Addr, strconv.Itoa(keyCount)); err != nil {
 		return err
 	}
-	before, err := s.in(ctx, a, "digest", a.Addr)
+	before, err := s.in(ctx, a, "digest", a.Addr, strconv.Itoa(keyCount))
 	if err != nil {
 		return err
 	}
@@ -174,7 +174,7 @@ func (s *show) moved(ctx context.Context) error {
 		fmt.Fprintf(os.Stderr, "--- source's log\n%s", logs)
 		return fmt.Errorf("lazymig migrate: %w", err)
 	}
-	after, err := s.in(ctx, b, "digest", b.Addr)
+	after, err := s.in(ctx, b, "digest", b.Addr, strconv.Itoa(keyCount))
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -16,13 +17,18 @@ import (
 	"github.com/gomodule/redigo/redis"
 )
 
-// tool is what the demo runs inside a host.
+// tool is what the demo runs inside a host; the end to end tests do, too.
 func tool(args []string) error {
 	switch {
-	case args[0] == "fill" && len(args) == 2:
-		return fill(args[1])
-	case args[0] == "digest" && len(args) == 2:
-		return digest(args[1])
+	case (args[0] == "fill" || args[0] == "digest") && len(args) == 3:
+		keys, err := strconv.Atoi(args[2])
+		if err != nil {
+			return fmt.Errorf("number of keys: %w", err)
+		}
+		if args[0] == "fill" {
+			return fill(args[1], keys)
+		}
+		return digest(args[1], keys)
 	case args[0] == "client" && len(args) == 3:
 		return client(args[1:])
 	case args[0] == "stop" && len(args) == 2:
@@ -36,12 +42,12 @@ func dial(host string) (redis.Conn, error) {
 }
 
 // fill waits for the server and makes the keys.
-func fill(host string) error {
+func fill(host string, keys int) error {
 	deadline := time.Now().Add(patience)
 	for {
 		c, err := dial(host)
 		if err == nil {
-			_, err = c.Do("DEBUG", "POPULATE", keyCount, "key", valueSize)
+			_, err = c.Do("DEBUG", "POPULATE", keys, "key", valueSize)
 			c.Close()
 		}
 		if err == nil || time.Now().After(deadline) {
@@ -52,7 +58,7 @@ func fill(host string) error {
 }
 
 // digest prints a hash over DEBUG DIGEST-VALUE of all keys that fill made.
-func digest(host string) error {
+func digest(host string, keys int) error {
 	c, err := dial(host)
 	if err != nil {
 		return err
@@ -60,9 +66,9 @@ func digest(host string) error {
 	defer c.Close()
 	const batch = 1000
 	sum := sha256.New()
-	for i := 0; i < keyCount; i += batch {
+	for i := 0; i < keys; i += batch {
 		args := []any{"DIGEST-VALUE"}
-		for k := i; k < i+batch; k++ {
+		for k := i; k < min(i+batch, keys); k++ {
 			args = append(args, fmt.Sprintf("key:%d", k))
 		}
 		got, err := redis.Strings(c.Do("DEBUG", args...))
