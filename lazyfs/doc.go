@@ -3,7 +3,7 @@
 // The daemon is given a /dev/fuse descriptor that somebody else mounts, in whatever namespace, with the options
 // of MountOptions. FUSE node IDs are the source's own (Remote); IDs with the top bit are files that exist on the
 // target only. Reads are cached by the kernel, names and attributes for an hour: the tree is the only writer.
-// Writes go straight through, fsync means the source's disk. File locks never leave the target's kernel.
+// What is opened for reading is answered before the source has heard of it (fs_open.go). Writes go straight through, fsync means the source's disk. File locks never leave the target's kernel.
 //
 // # Before the grant
 //

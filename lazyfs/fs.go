@@ -22,21 +22,24 @@ func isLocal(node uint64) bool { return node&localBit != 0 }
 type fsys struct {
 	fuse.RawFileSystem // what is not here: ENOSYS
 
-	ctx     context.Context
-	log     *slog.Logger
-	remote  Remote // names above ahead above seeds above the source
-	names   *dirNames
-	ahead   *ahead
-	seeds   *seeds
-	dev     *device
-	ov      *overlay
-	forgets forgetQueue
-	clock   changeClock // all changes at the source
-	xclock  changeClock // those of extended attributes
-	bare    bareSet
-	watch   watching
-	waiting atomic.Int32 // operations that a lost source holds up
-	repeats atomic.Int32 // requests of a daemon before this one that are not answered
+	ctx      context.Context
+	log      *slog.Logger
+	remote   Remote // names above ahead above seeds above the source
+	names    *dirNames
+	ahead    *ahead
+	seeds    *seeds
+	dev      *device
+	ov       *overlay
+	forgets  forgetQueue
+	clock    changeClock // all changes at the source
+	xclock   changeClock // those of extended attributes
+	bare     bareSet
+	openable idSet // nodes that nothing but the kernel's own rules keeps from being read
+	own      idSet // handles of openAs that the source has been told of by this daemon, if it succeeds another
+	succeeds bool
+	watch    watching
+	waiting  atomic.Int32 // operations that a lost source holds up
+	repeats  atomic.Int32 // requests of a daemon before this one that are not answered
 
 	earlyMu sync.Mutex
 	early   map[uint64]struct{} // files that were opened while the tree still ran at the source
@@ -53,7 +56,7 @@ func newFsys(ctx context.Context, o Options, dev *device) *fsys {
 	}
 	a := newAhead(ctx, s)
 	f := &fsys{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), ctx: ctx, log: o.Log, ahead: a, seeds: s, dev: dev, early: map[uint64]struct{}{},
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), succeeds: o.TakeOver != nil, ctx: ctx, log: o.Log, ahead: a, seeds: s, dev: dev, early: map[uint64]struct{}{},
 		dirs: map[uint64]*dirHandle{}, forgets: forgetQueue{wake: make(chan struct{}, 1)},
 	}
 	f.names = newNames(ctx, a, f.forgets.add)
@@ -141,7 +144,15 @@ func (f *fsys) fillEntry(out *fuse.EntryOut, e *wire.FileEntry) {
 	out.SetEntryTimeout(f.valid())
 	out.SetAttrTimeout(f.valid())
 	fillAttr(&out.Attr, &e.Attr)
-	f.ahead.knows(e.Node, &e.Attr)
+	f.knows(e.Node, &e.Attr)
+}
+
+// knows notes what the kernel is told of a node.
+func (f *fsys) knows(node uint64, a *wire.FileAttr) {
+	f.ahead.knows(node, a)
+	if a.Flags&wire.FileOpens != 0 {
+		f.openable.add(node)
+	}
 }
 
 // fillLocal is fillEntry for what may be different after the grant: not kept by the kernel.
@@ -164,6 +175,7 @@ func (f *fsys) Forget(node, n uint64) {
 		return
 	}
 	f.bare.drop(node)
+	f.openable.drop(node)
 	f.ahead.forgot(node)
 	f.names.forgot(node)
 	f.watch.forgot(node)

@@ -19,7 +19,7 @@ func (f *fsys) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut)
 	}
 	a, err := f.remote.GetAttr(f.ctx, in.NodeId)
 	if err == nil {
-		f.ahead.knows(in.NodeId, &a)
+		f.knows(in.NodeId, &a)
 	}
 	return f.attr(&a, err, out)
 }

@@ -37,9 +37,12 @@ type dirHandle struct {
 func (f *fsys) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.Status {
 	var h uint64
 	if !isLocal(in.NodeId) {
-		var err error
-		if h, err = f.remote.OpenDir(f.ctx, caller(&in.InHeader), in.NodeId); err != nil {
-			return f.status(err)
+		var ok bool
+		if h, ok = f.openAs(&in.InHeader, 0, true); !ok {
+			var err error
+			if h, err = f.remote.OpenDir(f.ctx, caller(&in.InHeader), in.NodeId); err != nil {
+				return f.status(err)
+			}
 		}
 		f.watch.opened(in.NodeId, false)
 	}
@@ -80,6 +83,7 @@ func (f *fsys) ReleaseDir(in *fuse.ReleaseIn) {
 		f.dropList(d)
 	}
 	if !isLocal(in.NodeId) {
+		f.own.drop(in.Fh)
 		f.watch.closed(in.NodeId, false)
 		f.remote.Release(in.NodeId, in.Fh)
 	}
@@ -99,6 +103,7 @@ func (f *fsys) FsyncDir(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if isLocal(in.NodeId) {
 		return fuse.OK
 	}
+	f.useOwn(&in.InHeader, in.Fh, 0, true)
 	return f.status(f.remote.Fsync(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.FsyncFlags&1 != 0))
 }
 
@@ -112,6 +117,7 @@ func (f *fsys) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 
 func (f *fsys) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
 	d := f.dir(in.NodeId, in.Fh)
+	f.useOwn(&in.InHeader, in.Fh, 0, true)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if in.Offset == 0 {

@@ -17,7 +17,11 @@ func (f *fsys) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 		return f.status(err)
 	}
 	f.opens(in.NodeId)
-	h, err := f.remote.Open(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags)
+	h, ok := f.openAs(&in.InHeader, in.Flags, false)
+	var err error
+	if !ok {
+		h, err = f.remote.Open(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags)
+	}
 	out.Fh, out.OpenFlags = h, fuse.FOPEN_KEEP_CACHE
 	if err == nil {
 		f.watch.opened(in.NodeId, writes(in.Flags))
@@ -98,6 +102,7 @@ func (f *fsys) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRe
 		n, err := f.ov.read(in.NodeId, buf, in.Offset)
 		return inPlace{buf[:n]}, f.status(err)
 	}
+	f.useOwn(&in.InHeader, in.Fh, in.Flags, false)
 	n, err := f.remote.Read(f.ctx, in.NodeId, in.Fh, in.Offset, buf)
 	return inPlace{buf[:n]}, f.status(err)
 }
@@ -130,6 +135,7 @@ func (f *fsys) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		f.ov.release(number(&in.InHeader), in.NodeId)
 		return
 	}
+	f.own.drop(in.Fh)
 	f.watch.closed(in.NodeId, writes(in.Flags))
 	f.remote.Release(in.NodeId, in.Fh)
 }
@@ -141,6 +147,7 @@ func (f *fsys) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if isLocal(in.NodeId) {
 		return fuse.OK // exists only as long as it is open
 	}
+	f.useOwn(&in.InHeader, in.Fh, 0, false)
 	return f.status(f.remote.Fsync(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.FsyncFlags&1 != 0))
 }
 
@@ -164,6 +171,7 @@ func (f *fsys) Lseek(_ <-chan struct{}, in *fuse.LseekIn, out *fuse.LseekOut) fu
 	if isLocal(in.NodeId) {
 		pos, err = f.ov.lseek(in.NodeId, int64(in.Offset), in.Whence)
 	} else {
+		f.useOwn(&in.InHeader, in.Fh, 0, false)
 		pos, err = f.remote.Lseek(f.ctx, in.NodeId, in.Fh, int64(in.Offset), in.Whence)
 	}
 	out.Offset = uint64(pos)
@@ -175,6 +183,7 @@ func (f *fsys) CopyFileRange(_ <-chan struct{}, in *fuse.CopyFileRangeIn) (uint3
 	if isLocal(in.NodeId) || isLocal(in.NodeIdOut) {
 		return 0, fuse.EXDEV
 	}
+	f.useOwn(&in.InHeader, in.FhIn, 0, false)
 	f.clock.begin()
 	defer f.clock.end()
 	n, err := f.remote.CopyRange(f.ctx, caller(&in.InHeader), in.NodeId, in.FhIn, int64(in.OffIn), in.NodeIdOut, in.FhOut, int64(in.OffOut), in.Len)

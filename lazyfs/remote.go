@@ -33,6 +33,7 @@ type Remote interface {
 	ListXattr(ctx context.Context, node uint64, size uint32) (uint32, []byte, error)
 	RemoveXattr(ctx context.Context, who wire.FileCaller, node uint64, name string) error
 	OpenDir(ctx context.Context, who wire.FileCaller, node uint64) (uint64, error)
+	OpenAs(who wire.FileCaller, node, h uint64, flags uint32, dir bool)
 	ReadDir(ctx context.Context, node, h, off uint64, size uint32, plus bool) ([]wire.FileDirent, bool, error)
 	Tree(ctx context.Context, node uint64, here, below int) ([]wire.FileTree, error)
 	Fallocate(ctx context.Context, who wire.FileCaller, node, h uint64, mode uint32, off, n int64) error

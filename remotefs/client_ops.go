@@ -254,6 +254,16 @@ func (c *Client) OpenDir(ctx context.Context, who wire.FileCaller, node uint64) 
 	return h, err
 }
 
+// OpenAs opens a file or directory for reading under a handle of the caller's, which has the bit FileOwnHandle and is its own for ever. It does not wait: what
+// uses the handle later is told if that failed. If the handle is open already nothing is done.
+func (c *Client) OpenAs(who wire.FileCaller, node, h uint64, flags uint32, dir bool) {
+	e := head(node, who)
+	e.U64(h)
+	e.U32(flags)
+	e.Bool(dir)
+	c.tell(wire.MsgFileOpenAs, e)
+}
+
 // ReadDir reads names from a position on, about size bytes of them; with plus each is looked up too, where possible.
 // No names: the end. eof: these are the last.
 func (c *Client) ReadDir(ctx context.Context, node, h, off uint64, size uint32, plus bool) (ents []wire.FileDirent, eof bool, err error) {

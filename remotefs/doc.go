@@ -18,6 +18,11 @@
 // client_succeed.go. What has no number is lost with its client: forgets that were on their way and entries of directories that were
 // fetched ahead leave counts too high, so nodes stay longer, never shorter.
 //
+// # Order
+//
+// Requests are worked at side by side and may overtake each other. What is opened by MsgFileOpenAs is the exception: requests that come later find the handle, and wait
+// until it is open (ops_open.go).
+//
 // # A killed server
 //
 // What a server knows of its client (nodes, handles, answers) dies with its process, unless it has a Journal (journal.go): another process then follows it with a

@@ -186,7 +186,9 @@ func (s *Server) SetJournal(to Journal, lost func(error)) {
 		counts[id] = n.lookups
 	}
 	for id, h := range s.tab.handles {
-		j.handle(id, h.fd, h.node.id, h.dir != nil, 0)
+		if h.fd >= 0 { // else it is yet to be opened, or could not be
+			j.handle(id, h.fd, h.node.id, h.dir != nil, 0)
+		}
 	}
 	s.tab.mu.Unlock()
 	j.done(0, countsOf(counts), &answer{}) // no request has this number

@@ -38,15 +38,17 @@ type fsInfo struct {
 func (f *fsInfo) ino(ino uint64) uint64 { return f.index<<48 ^ ino }
 
 type handle struct {
-	id   uint64
-	fd   int
-	node *node // pinned
+	id    uint64
+	node  *node         // pinned
+	ready chan struct{} // of a client's own: closed when it is open, or can't be
 
-	dir *dirState
-
-	// table.mu
-	pins int
-	gone bool
+	// table.mu; fd and dir stay what they are once it is open
+	fd     int // -1: it is not open
+	dir    *dirState
+	err    error // why not
+	pins   int
+	gone   bool
+	reaped bool
 }
 
 // table holds nodes and handles. IDs are never used again.
@@ -71,8 +73,12 @@ func (t *table) stat(fd int) (wire.FileAttr, key, *fsInfo, error) {
 	k := keyIn(&st)
 	f := t.fsOf(k.dev, fd)
 	ts := func(x unix.StatxTimestamp) wire.FileTime { return wire.FileTime{Sec: x.Sec, Nsec: x.Nsec} }
+	flags := uint32(0)
+	if typ := uint32(st.Mode) & unix.S_IFMT; typ == unix.S_IFDIR || typ == unix.S_IFREG && !f.hidden {
+		flags = wire.FileOpens
+	}
 	return wire.FileAttr{
-		Ino: f.ino(st.Ino), Size: st.Size, Blocks: st.Blocks,
+		Flags: flags, Ino: f.ino(st.Ino), Size: st.Size, Blocks: st.Blocks,
 		Atime: ts(st.Atime), Mtime: ts(st.Mtime), Ctime: ts(st.Ctime),
 		Mode: uint32(st.Mode), Nlink: st.Nlink, UID: st.Uid, GID: st.Gid,
 		Rdev: uint32(unix.Mkdev(st.Rdev_major, st.Rdev_minor)), Blksize: st.Blksize,
@@ -227,7 +233,12 @@ func (t *table) handle(id uint64) (*handle, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	h := t.handles[id]
-	if h == nil {
+	switch {
+	case h == nil:
+		return nil, unix.EBADF
+	case h.err != nil:
+		return nil, h.err
+	case h.fd < 0: // it comes later on the lane
 		return nil, unix.EBADF
 	}
 	h.pins++
@@ -242,9 +253,12 @@ func (t *table) putHandle(h *handle) {
 }
 
 func (t *table) reapHandle(h *handle) {
-	if h.gone && h.pins == 0 && h.fd >= 0 {
-		_ = unix.Close(h.fd)
-		h.fd = -1
+	if h.gone && h.pins == 0 && !h.reaped {
+		h.reaped = true
+		if h.fd >= 0 {
+			_ = unix.Close(h.fd)
+			h.fd = -1
+		}
 		h.node.pins--
 		t.reap(h.node)
 	}

@@ -11,6 +11,7 @@ type op struct {
 	aside   bool // no operation of the tree waits for its answer
 	gone    bool // the node may have been forgotten: nobody waits for a release before the forget
 	bulk    bool // waits for the budget
+	handle  bool // begins with a handle, which may be one that is being opened
 	fn      func(*Server, *request) error
 }
 
@@ -31,24 +32,25 @@ func init() {
 		wire.MsgFileRename:      {name: "rename", changes: true, once: true, fn: (*Server).opRename},
 		wire.MsgFileLink:        {name: "link", changes: true, once: true, fn: (*Server).opLink},
 		wire.MsgFileOpen:        {name: "open", once: true, fn: (*Server).opOpen},
-		wire.MsgFileRead:        {name: "read", fn: (*Server).opRead},
+		wire.MsgFileRead:        {name: "read", handle: true, fn: (*Server).opRead},
 		wire.MsgFileWrite:       {name: "write", changes: true, once: true, fn: (*Server).opWrite},
 		wire.MsgFileStatfs:      {name: "statfs", fn: (*Server).opStatfs},
 		wire.MsgFileRelease:     {name: "release", once: true, aside: true, gone: true, fn: (*Server).opRelease},
-		wire.MsgFileFsync:       {name: "fsync", once: true, fn: (*Server).opFsync},
+		wire.MsgFileFsync:       {name: "fsync", once: true, handle: true, fn: (*Server).opFsync},
 		wire.MsgFileSetXattr:    {name: "setxattr", changes: true, once: true, fn: (*Server).opSetXattr},
 		wire.MsgFileGetXattr:    {name: "getxattr", fn: (*Server).opGetXattr},
 		wire.MsgFileListXattr:   {name: "listxattr", fn: (*Server).opListXattr},
 		wire.MsgFileRemoveXattr: {name: "removexattr", changes: true, once: true, fn: (*Server).opRemoveXattr},
 		wire.MsgFileOpenDir:     {name: "opendir", once: true, fn: (*Server).opOpenDir},
-		wire.MsgFileReadDir:     {name: "readdir", once: true, fn: (*Server).opReadDir},
+		wire.MsgFileReadDir:     {name: "readdir", once: true, handle: true, fn: (*Server).opReadDir},
 		wire.MsgFileCreate:      {name: "create", changes: true, once: true, fn: (*Server).opCreate},
 		wire.MsgFileTmpfile:     {name: "tmpfile", changes: true, once: true, fn: (*Server).opTmpfile},
 		wire.MsgFileFallocate:   {name: "fallocate", changes: true, once: true, fn: (*Server).opFallocate},
-		wire.MsgFileLseek:       {name: "lseek", fn: (*Server).opLseek},
+		wire.MsgFileLseek:       {name: "lseek", handle: true, fn: (*Server).opLseek},
 		wire.MsgFileSeed:        {name: "seed", once: true, frozen: true, aside: true, fn: (*Server).opSeed},
 		wire.MsgFileTree:        {name: "tree", once: true, fn: (*Server).opTree},
-		wire.MsgFileCopyRange:   {name: "copy_file_range", changes: true, once: true, fn: (*Server).opCopyRange},
+		wire.MsgFileCopyRange:   {name: "copy_file_range", changes: true, once: true, handle: true, fn: (*Server).opCopyRange},
+		wire.MsgFileOpenAs:      {name: "openas", once: true, gone: true, handle: true, aside: true, fn: (*Server).opOpenAs},
 
 		wire.MsgFileExtents: {name: "extents", aside: true, fn: (*Server).opExtents},
 		wire.MsgFileSum:     {name: "sum", aside: true, fn: (*Server).opSum},

@@ -27,15 +27,19 @@ func (s *Server) opOpenDir(r *request) error {
 	if err := r.end(); err != nil {
 		return err
 	}
-	if r.node.mode != unix.S_IFDIR {
-		return unix.ENOTDIR
-	}
-	fd, err := s.reopen(r.node.fd, unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := s.openDir(r)
 	if err != nil {
 		return err
 	}
 	r.e.U64(s.newHandle(r, r.node, fd, true).id)
 	return nil
+}
+
+func (s *Server) openDir(r *request) (int, error) {
+	if r.node.mode != unix.S_IFDIR {
+		return -1, unix.ENOTDIR
+	}
+	return s.reopen(r.node.fd, unix.O_RDONLY|unix.O_DIRECTORY)
 }
 
 // opReadDir: handle, position, size, with entries → end?, count, names. Each name with an entry counts as a lookup.

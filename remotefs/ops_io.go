@@ -34,10 +34,7 @@ func (s *Server) opOpen(r *request) error {
 	if err := r.end(); err != nil {
 		return err
 	}
-	if r.node.mode != unix.S_IFREG || r.node.fs.hidden {
-		return unix.EACCES
-	}
-	fd, err := s.openAs(r, flags&keptFlags|unix.O_NONBLOCK|unix.O_NOCTTY)
+	fd, err := s.openFile(r, flags)
 	if err != nil {
 		return err
 	}
@@ -45,8 +42,12 @@ func (s *Server) opOpen(r *request) error {
 	return nil
 }
 
-// openAs opens the node as the caller, or as root where only the target's kernel knows the caller's groups; it has decided already.
-func (s *Server) openAs(r *request, flags int) (fd int, err error) {
+// openFile opens the node as the caller, or as root where only the target's kernel knows the caller's groups; it has decided already.
+func (s *Server) openFile(r *request, flags int) (fd int, err error) {
+	if r.node.mode != unix.S_IFREG || r.node.fs.hidden {
+		return -1, unix.EACCES
+	}
+	flags = flags&keptFlags | unix.O_NONBLOCK | unix.O_NOCTTY
 	if r.who.UID != 0 {
 		err = s.cred.do(as{uid: r.who.UID, gid: r.who.GID}, func() error {
 			fd, err = s.reopen(r.node.fd, flags)
@@ -66,14 +67,20 @@ func (s *Server) replyHandle(r *request, n *node, fd int) {
 // newHandle makes fd, which it takes over, a handle that r has opened.
 func (s *Server) newHandle(r *request, n *node, fd int, dir bool) *handle {
 	h := s.tab.open(n, fd, dir, r.id)
+	if !dir {
+		s.countFile(n)
+	}
+	r.effects.opened = append(r.effects.opened, h.id)
+	return h
+}
+
+func (s *Server) countFile(n *node) {
 	s.tab.mu.Lock()
-	if !n.opened && !dir {
+	defer s.tab.mu.Unlock()
+	if !n.opened {
 		n.opened = true
 		s.files.Add(1)
 	}
-	s.tab.mu.Unlock()
-	r.effects.opened = append(r.effects.opened, h.id)
-	return h
 }
 
 // opCreate: name, flags, mode, umask → handle, entry

@@ -139,8 +139,19 @@ var operations = map[string]func(e *each) (any, error){
 		}
 		return fmt.Sprint(l, more), err
 	},
-	"path":    func(e *each) (any, error) { return e.c.Path(ctx, e.d.Node) },
-	"forget":  func(e *each) (any, error) { e.c.Forget([]wire.FileForget{{Node: e.d.Node, Count: 1}}); return nil, nil },
+	"path":   func(e *each) (any, error) { return e.c.Path(ctx, e.d.Node) },
+	"forget": func(e *each) (any, error) { e.c.Forget([]wire.FileForget{{Node: e.d.Node, Count: 1}}); return nil, nil },
+	"openas": func(e *each) (any, error) {
+		e.c.OpenAs(e.who, e.f.Node, wire.FileOwnHandle|5, unix.O_RDONLY, false)
+		e.c.OpenAs(e.who, e.d.Node, wire.FileOwnHandle|6, 0, true)
+		b := make([]byte, 10)
+		n, err := e.c.Read(ctx, e.f.Node, wire.FileOwnHandle|5, 1, b)
+		if err != nil {
+			return nil, err
+		}
+		_, eof, err := e.c.ReadDir(ctx, e.d.Node, wire.FileOwnHandle|6, 0, 1000, false)
+		return fmt.Sprint(string(b[:n]), eof), err
+	},
 	"release": func(e *each) (any, error) { e.c.Release(e.f.Node, e.h); return nil, nil },
 }
 

@@ -223,6 +223,7 @@ func (s *Server) serve(l *serverLink, wg *sync.WaitGroup) error {
 		if err != nil {
 			return fmt.Errorf("file request %d: %w", h.Type, err)
 		}
+		s.order(j)
 		wait := wg
 		if j.op.frozen { // it may outlast the connection: its answer is kept
 			wait = &s.wg
@@ -249,6 +250,8 @@ type request struct {
 
 	id      uint64
 	begun   *witness // another server has begun this very request and did not come to an end
+	opening *handle  // of opOpenAs
+	mine    bool     // that this request opens
 	effects effects
 }
 
@@ -275,8 +278,11 @@ func (s *Server) handle(j *job) error {
 	if j.op.bulk {
 		s.awaitBudget(j)
 	}
+	if !s.awaitOpened(j) {
+		return nil
+	}
 	s.quiet.RLock()
-	r := &request{d: j.d, id: h.ID, begun: j.begun, paid: j.op.bulk}
+	r := &request{d: j.d, id: h.ID, begun: j.begun, paid: j.op.bulk, opening: j.opening, mine: j.mine}
 	a := answer{typ: h.Type + 1}
 	var err error
 	if j.op.fn == nil {

@@ -91,6 +91,9 @@ type job struct {
 	kept  *keptAnswer // of an operation that is done once
 	again bool        // somebody else settles kept
 	begun *witness
+
+	opening *handle // own, that the request opens or uses; nil: there is none
+	mine    bool    // the request opens it
 }
 
 // attach reads who the peer is and makes its connection the current one.
@@ -169,6 +172,8 @@ func (s *Server) take(l *serverLink, h wire.Header, p []byte) (*job, error) {
 	}
 	j.op = ops[h.Type]
 	if !j.op.once {
+		s.tab.journal.acked(n.acked) // its answer is not written down, and no request says this again once that has come
+		n.acked = nil
 		return j, nil
 	}
 	if j.kept = n.asked(h.ID); j.kept != nil {

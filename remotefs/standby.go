@@ -27,7 +27,7 @@ type standing struct {
 	pieces  map[uint64][]byte // of answers that are not whole
 	client  [wire.FileSessionSize]byte
 	known   bool
-	most    uint64 // highest ID of a node or handle, also of those that are gone
+	most    uint64 // highest ID of a node or handle that the server has named, also of those that are gone
 }
 
 type standNode struct {
@@ -143,7 +143,9 @@ func (t *standing) addFD(kind uint8, d *wire.Decoder, fd int) (bool, error) {
 		}
 		t.handles[id] = h
 	}
-	t.most = max(t.most, id)
+	if id&wire.FileOwnHandle == 0 {
+		t.most = max(t.most, id)
+	}
 	return true, nil
 }
 
@@ -302,7 +304,8 @@ func (s *Server) adopt(t *standing) {
 			n = &node{id: h.node, fd: -1, gone: true}
 		}
 		n.pins++
-		hd := &handle{id: id, fd: h.fd, node: n}
+		hd := &handle{id: id, fd: h.fd, node: n, ready: make(chan struct{})}
+		close(hd.ready)
 		if h.dir {
 			hd.dir = &dirState{next: math.MaxUint64} // where the descriptor stands is not known
 		}

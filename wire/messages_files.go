@@ -36,6 +36,7 @@ const (
 	MsgFileAttach      Type = 358 // first on each connection, ID 0: who asks, 16 bytes; later connections of the same replace the one before → IDs of kept answers
 	MsgFileSeed        Type = 360 // what the target will want to know → seeds; the second one waits for the freeze
 	MsgFileTree        Type = 362 // all names of a directory, and of some below
+	MsgFileOpenAs      Type = 364 // MsgFileOpen or MsgFileOpenDir for reading, under a handle that the client names: what follows need not wait for the answer
 )
 
 // Limits of the files lane.
@@ -65,8 +66,14 @@ type FileCaller struct {
 	Number uint64
 }
 
-// FileBare in FileAttr.Flags: the file has no extended attributes at all. Not told means nothing.
-const FileBare = 1
+// Bits of FileAttr.Flags. That one is not told means nothing.
+const (
+	FileBare  = 1 // the file has no extended attributes at all
+	FileOpens = 2 // nothing but the target's own rules can refuse to open it for reading
+)
+
+// FileOwnHandle marks handles that a client has named.
+const FileOwnHandle = 1 << 62
 
 // FileTime is a time as the kernel keeps it.
 type FileTime struct {

@@ -104,18 +104,21 @@ func filesMain(ctx context.Context, args []string) (err error) {
 	if _, err := b.load(ctx, &place{host: b.lab.A}, loadArg, "prepare"); err != nil {
 		return err
 	}
-	stopSSH, err := b.startSSH(ctx)
-	if err != nil {
-		return err
+	systems := strings.Split(*which, ",")
+	if has(systems, "sshfs") {
+		stopSSH, err := b.startSSH(ctx)
+		if err != nil {
+			return err
+		}
+		defer stopSSH()
 	}
-	defer stopSSH()
 
 	r := &filesReport{trips: trips, runs: *runs}
 	r.machine.look()
 	for range *runs {
 		for i, rtt := range trips {
 			for _, fs := range fileSystems {
-				if !has(strings.Split(*which, ","), fs.name) || !fs.far && i > 0 {
+				if !has(systems, fs.name) || !fs.far && i > 0 {
 					continue
 				}
 				if err := b.measureAll(ctx, r, fs.name, rtt, strings.Split(*only, ","), fs.open); err != nil {
@@ -233,6 +236,7 @@ func (b *filesBench) serve(ctx context.Context, h *lab.Host, word string, args .
 
 func (s *service) end() error {
 	_ = s.in.Close()
+	defer func() { fmt.Print(s.log.String()) }()
 	if err := s.cmd.Wait(); err != nil {
 		return said("end of "+s.cmd.Args[len(s.cmd.Args)-1], err, []byte(s.log.String()))
 	}
