@@ -320,63 +320,41 @@ func (a *ahead) tidy(node uint64, f *aheadFile) {
 	}
 }
 
-// changes is around a change of what a file holds.
-func (a *ahead) changes(node uint64) (done func()) {
+// begins is before a change of what a file holds.
+func (a *ahead) begins(c *change) {
+	if c.data == 0 {
+		return
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	f := a.files[node]
+	f := a.files[c.data]
 	if f == nil {
 		f = &aheadFile{}
-		a.files[node] = f
+		a.files[c.data] = f
 	}
 	f.changing++
-	delete(a.sizes, node)
+	delete(a.sizes, c.data)
 	for len(f.ranges) > 0 {
 		r := f.ranges[0]
 		r.by.eof, r.by.upTo, r.by.hits = noEnd, 0, 0
 		a.drop(r)
 	}
 	for k, r := range a.readers {
-		if k.node == node {
+		if k.node == c.data {
 			r.eof, r.upTo, r.hits = noEnd, 0, 0
 		}
 	}
-	return func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		f.changing--
-		a.tidy(node, f)
+}
+
+func (a *ahead) ended(c *change) {
+	if c.data == 0 {
+		return
 	}
-}
-
-func (a *ahead) SetAttr(ctx context.Context, who wire.FileCaller, node uint64, s wire.FileSetAttr) (wire.FileAttr, error) {
-	if s.Valid&wire.FileSetSize != 0 {
-		defer a.changes(node)()
-	}
-	return a.Remote.SetAttr(ctx, who, node, s)
-}
-
-func (a *ahead) Write(ctx context.Context, who wire.FileCaller, node, h, off uint64, flags uint32, b []byte) (int, error) {
-	defer a.changes(node)()
-	return a.Remote.Write(ctx, who, node, h, off, flags, b)
-}
-
-func (a *ahead) Fallocate(ctx context.Context, who wire.FileCaller, node, h uint64, mode uint32, off, n int64) error {
-	defer a.changes(node)()
-	return a.Remote.Fallocate(ctx, who, node, h, mode, off, n)
-}
-
-func (a *ahead) CopyRange(ctx context.Context, who wire.FileCaller, node, h uint64, off int64, node2, h2 uint64, off2 int64, n uint64) (uint32, error) {
-	defer a.changes(node2)()
-	return a.Remote.CopyRange(ctx, who, node, h, off, node2, h2, off2, n)
-}
-
-func (a *ahead) Create(ctx context.Context, who wire.FileCaller, dir uint64, name string, flags, mode, umask uint32) (uint64, wire.FileEntry, error) {
-	h, e, err := a.Remote.Create(ctx, who, dir, name, flags, mode, umask)
-	if err == nil {
-		a.changes(e.Node)() // it may have been there, and was truncated
-	}
-	return h, e, err
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f := a.files[c.data] // it stays while it is changing
+	f.changing--
+	a.tidy(c.data, f)
 }
 
 // knows notes what the kernel is told of a node.

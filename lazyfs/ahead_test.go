@@ -40,22 +40,28 @@ func newSource(t *testing.T, dir string) (*remotefs.Server, *remotefs.Client) {
 }
 
 // aheadRig is a file that is read ahead, without a mount.
-func aheadRig(t *testing.T, size int) (s *remotefs.Server, a *ahead, node uint64) {
+func aheadRig(t *testing.T, size int) (s *remotefs.Server, r *aheadTop, node uint64) {
 	t.Helper()
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "f"), make([]byte, size), 0o644))
 	s, c := newSource(t, dir)
 	ctx, cancel := context.WithCancel(context.Background())
-	a = newAhead(ctx, c)
+	a := newAhead(ctx, c)
 	a.on = func() bool { return true }
 	t.Cleanup(func() { cancel(); a.wg.Wait() })
 	e, err := c.Lookup(ctx, wire.FileCaller{}, wire.FileRootNode, "f")
 	must(t, err)
 	a.knows(e.Node, &e.Attr)
-	return s, a, e.Node
+	return s, &aheadTop{changes: &changes{Remote: a, knowers: []knower{a}}, ahead: a}, e.Node
 }
 
-func (a *ahead) openIn(t *testing.T, node uint64) uint64 {
+// aheadTop is what is above ahead, and that itself.
+type aheadTop struct {
+	*changes
+	ahead *ahead
+}
+
+func (a *aheadTop) openIn(t *testing.T, node uint64) uint64 {
 	t.Helper()
 	h, err := a.Open(context.Background(), wire.FileCaller{}, node, syscall.O_RDWR)
 	must(t, err)
@@ -158,7 +164,7 @@ func TestAheadOnce(t *testing.T) {
 				t.Fatalf("%d bytes, %v", n, err)
 			}
 		}
-		a.wg.Wait()
+		a.ahead.wg.Wait()
 		after := s.Stats()
 		if asked := after.Bytes - before.Bytes; asked > size/uint64(step)*piece {
 			t.Errorf("step %d: %d bytes were asked for", step, asked)
@@ -167,10 +173,11 @@ func TestAheadOnce(t *testing.T) {
 			t.Errorf("step %d: %d requests", step, n)
 		}
 		a.Release(node, h)
-		a.mu.Lock()
-		if a.bytes != 0 || len(a.files) > 0 || len(a.readers) > 0 {
-			t.Errorf("step %d: %d bytes of %d files are left, %d readers", step, a.bytes, len(a.files), len(a.readers))
+		x := a.ahead
+		x.mu.Lock()
+		if x.bytes != 0 || len(x.files) > 0 || len(x.readers) > 0 {
+			t.Errorf("step %d: %d bytes of %d files are left, %d readers", step, x.bytes, len(x.files), len(x.readers))
 		}
-		a.mu.Unlock()
+		x.mu.Unlock()
 	}
 }

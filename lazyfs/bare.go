@@ -7,14 +7,22 @@ import "github.com/lazymig/lazymig/wire"
 // A node leaves the set before an attribute is set, and enters only if nothing was changed since the source looked.
 type bareSet struct{ idSet }
 
-// learn takes what a reply says, fetched when f.clock stood at quiet.
-func (f *fsys) learn(e *wire.FileEntry, quiet uint64) {
+// moment is when the source was asked.
+type moment struct{ xattrs, attrs uint64 }
+
+func (f *fsys) now() moment { return moment{f.xclock.quiet(), f.attrs.now()} }
+
+// learn takes what a reply says.
+func (f *fsys) learn(e *wire.FileEntry, asked moment) {
+	if f.alone() {
+		f.attrs.learn(e.Node, &e.Attr, asked.attrs, false)
+	}
 	if e.Attr.Flags&wire.FileBare == 0 {
 		return
 	}
 	f.bare.mu.Lock()
 	defer f.bare.mu.Unlock()
-	if f.xclock.fresh(quiet) { // under mu: drop comes after begin
+	if f.xclock.fresh(asked.xattrs) { // under mu: drop comes after begin
 		f.bare.addLocked(e.Node)
 	}
 }

@@ -122,8 +122,7 @@ func TestAway(t *testing.T) {
 			has(t, filepath.Join(r.mnt, "g"), "new")
 			r.say("unplug", "unplugged")
 			go func() {
-				_, err := os.ReadDir(r.mnt)
-				got <- err
+				got <- os.Mkdir(filepath.Join(r.mnt, "d"), 0o755)
 			}()
 			for deadline := time.Now().Add(90 * time.Second); r.say("pending", "pending") == "pending 0"; {
 				if time.Now().After(deadline) {
@@ -133,7 +132,7 @@ func TestAway(t *testing.T) {
 			_ = r.in.Close() // the end of the daemon while it has no connection
 			waitFor(t, "an answer after the daemon's end", func() {
 				if err := <-got; err == nil {
-					t.Error("listed a lost source")
+					t.Error("made a directory at a lost source")
 				}
 			})
 		})

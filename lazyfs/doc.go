@@ -33,7 +33,8 @@
 // # What is asked for ahead
 //
 // Where a program reads a file in order or by equal steps, the daemon reads ahead by more than the kernel does (ahead.go). Where it asks for one name after
-// the other, whole directories are fetched, and some below them (names.go).
+// the other, whole directories are fetched, and some below them (names.go). Attributes that the kernel asks for again because a file was read are here already (attrs.go).
+// All of these are told of each change by the tree before it begins (changes.go).
 //
 // # Trust boundary
 //
@@ -42,5 +43,5 @@
 //
 // # Locks
 //
-// overlay.grant (read side: one operation) before overlay.mu before local.mu; seeds.mu, ahead.mu and dirNames.mu are leaves (but the last is before forgetQueue.mu); kernel notifications are sent with none held.
+// overlay.grant (read side: one operation) before overlay.mu before local.mu; seeds.mu, ahead.mu, attrs.mu and dirNames.mu are leaves (but the last is before forgetQueue.mu); kernel notifications are sent with none held.
 package lazyfs

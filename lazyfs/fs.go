@@ -24,7 +24,7 @@ type fsys struct {
 
 	ctx      context.Context
 	log      *slog.Logger
-	remote   Remote // names above ahead above seeds above the source
+	remote   Remote // changes above names above ahead above seeds above the source
 	names    *dirNames
 	ahead    *ahead
 	seeds    *seeds
@@ -38,8 +38,10 @@ type fsys struct {
 	own      idSet // handles of openAs that the source has been told of by this daemon, if it succeeds another
 	succeeds bool
 	watch    watching
-	waiting  atomic.Int32 // operations that a lost source holds up
-	repeats  atomic.Int32 // requests of a daemon before this one that are not answered
+	attrs    *attrs
+	asks     sync.WaitGroup // for attributes that nobody waits for
+	waiting  atomic.Int32   // operations that a lost source holds up
+	repeats  atomic.Int32   // requests of a daemon before this one that are not answered
 
 	earlyMu sync.Mutex
 	early   map[uint64]struct{} // files that were opened while the tree still ran at the source
@@ -59,8 +61,9 @@ func newFsys(ctx context.Context, o Options, dev *device) *fsys {
 		RawFileSystem: fuse.NewDefaultRawFileSystem(), succeeds: o.TakeOver != nil, ctx: ctx, log: o.Log, ahead: a, seeds: s, dev: dev, early: map[uint64]struct{}{},
 		dirs: map[uint64]*dirHandle{}, forgets: forgetQueue{wake: make(chan struct{}, 1)},
 	}
+	f.attrs = newAttrs()
 	f.names = newNames(ctx, a, f.forgets.add)
-	f.remote = f.names
+	f.remote = &changes{Remote: f.names, knowers: []knower{f.attrs, f.names, a, s}}
 	f.ov = newOverlay(f, o.StoreDir)
 	a.on = f.alone
 	f.names.on = f.alone
@@ -73,7 +76,8 @@ func (f *fsys) alone() bool { return f.ov.isGranted() && f.repeats.Load() == 0 }
 
 // close lets go of local files; no operation is at work any more.
 func (f *fsys) close() {
-	f.names.wg.Wait() // their context has ended
+	f.asks.Wait() // their context has ended
+	f.names.wg.Wait()
 	f.ahead.wg.Wait()
 	f.ov.close()
 }
@@ -177,6 +181,7 @@ func (f *fsys) Forget(node, n uint64) {
 	f.bare.drop(node)
 	f.openable.drop(node)
 	f.ahead.forgot(node)
+	f.attrs.forgot(node)
 	f.names.forgot(node)
 	f.watch.forgot(node)
 	f.forget(node, n)

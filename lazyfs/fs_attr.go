@@ -17,7 +17,13 @@ func (f *fsys) GetAttr(_ <-chan struct{}, in *fuse.GetAttrIn, out *fuse.AttrOut)
 		fillAttr(&out.Attr, &a)
 		return fuse.OK
 	}
-	a, err := f.remote.GetAttr(f.ctx, in.NodeId)
+	var a wire.FileAttr
+	var err error
+	if f.alone() {
+		a, err = f.attrs.ask(f.ctx, f.remote, in.NodeId, false)
+	} else {
+		a, err = f.remote.GetAttr(f.ctx, in.NodeId)
+	}
 	if err == nil {
 		f.knows(in.NodeId, &a)
 	}

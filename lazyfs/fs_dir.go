@@ -29,7 +29,7 @@ type dirHandle struct {
 	pos    uint64            // of list[0]
 	plus   bool              // list was fetched with entries
 	quiet  uint64            // changeClock at the fetch
-	xquiet uint64            // of extended attributes
+	asked  moment            // of the fetch
 	eof    bool
 	many   bool
 }
@@ -118,6 +118,9 @@ func (f *fsys) ReadDirPlus(_ <-chan struct{}, in *fuse.ReadIn, out *fuse.DirEntr
 func (f *fsys) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.Status {
 	d := f.dir(in.NodeId, in.Fh)
 	f.useOwn(&in.InHeader, in.Fh, 0, true)
+	if !isLocal(in.NodeId) {
+		defer f.wasRead(in.NodeId)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if in.Offset == 0 {
@@ -152,7 +155,7 @@ func (f *fsys) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.
 			if d.many {
 				size = morePiece
 			}
-			d.quiet, d.xquiet, d.plus, d.many = f.clock.quiet(), f.xclock.quiet(), plus, true
+			d.quiet, d.asked, d.plus, d.many = f.clock.quiet(), f.now(), plus, true
 			list, eof, err := f.remote.ReadDir(f.ctx, d.node, d.h, d.pos, size, plus)
 			if err != nil {
 				if given > 0 {
@@ -171,7 +174,7 @@ func (f *fsys) readDir(in *fuse.ReadIn, out *fuse.DirEntryList, plus bool) fuse.
 		switch {
 		case e.Entry.Node == 0:
 		case fresh:
-			f.learn(&e.Entry, d.xquiet)
+			f.learn(&e.Entry, d.asked)
 		default:
 			f.forget(e.Entry.Node, 1)
 		}
@@ -205,9 +208,9 @@ func (f *fsys) putWhole(out *fuse.DirEntryList, d *dirHandle, pos uint64, plus b
 		if ent == nil {
 			break
 		}
-		quiet := f.xclock.quiet()
+		asked := f.now()
 		if x := f.names.take(d.node, e.Name); x.Node != 0 {
-			f.learn(&x, quiet)
+			f.learn(&x, asked)
 			f.fillEntry(ent, &x)
 		}
 	}

@@ -52,7 +52,7 @@ func (f *fsys) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fu
 	}
 	f.clock.begin()
 	defer f.clock.end()
-	quiet := f.xclock.quiet()
+	asked := f.now()
 	h, e, err := f.remote.Create(f.ctx, caller(&in.InHeader), in.NodeId, name, in.Flags, in.Mode, in.Umask)
 	out.Fh = h
 	f.watch.named(in.NodeId, name)
@@ -60,7 +60,7 @@ func (f *fsys) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fu
 		f.watch.wrote(e.Node, 0, noEnd) // it may have been there, and was truncated
 		f.watch.opened(e.Node, writes(in.Flags))
 	}
-	return f.made(&e, err, &out.EntryOut, quiet)
+	return f.made(&e, err, &out.EntryOut, asked)
 }
 
 // Tmpfile: a file without a name.
@@ -79,13 +79,13 @@ func (f *fsys) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut
 	if isLocal(in.NodeId) {
 		return fuse.ENOENT
 	}
-	quiet := f.xclock.quiet()
+	asked := f.now()
 	h, e, err := f.remote.Tmpfile(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags, in.Mode, in.Umask)
 	out.Fh = h
 	if err == nil {
 		f.watch.opened(e.Node, writes(in.Flags))
 	}
-	return f.made(&e, err, &out.EntryOut, quiet)
+	return f.made(&e, err, &out.EntryOut, asked)
 }
 
 // inPlace is a result of Read that already lies in the reply.
@@ -104,6 +104,7 @@ func (f *fsys) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRe
 	}
 	f.useOwn(&in.InHeader, in.Fh, in.Flags, false)
 	n, err := f.remote.Read(f.ctx, in.NodeId, in.Fh, in.Offset, buf)
+	f.wasRead(in.NodeId)
 	return inPlace{buf[:n]}, f.status(err)
 }
 

@@ -26,12 +26,12 @@ func (f *fsys) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fus
 	if isLocal(h.NodeId) { // a directory that had no name at the source
 		return fuse.ENOENT
 	}
-	quiet := f.xclock.quiet()
+	asked := f.now()
 	e, err := f.remote.Lookup(f.ctx, caller(h), h.NodeId, name)
 	st := f.status(err)
 	switch st {
 	case fuse.OK:
-		f.learn(&e, quiet)
+		f.learn(&e, asked)
 		f.fillEntry(out, &e)
 	case fuse.ENOENT:
 		out.NodeId = 0
@@ -42,11 +42,11 @@ func (f *fsys) Lookup(_ <-chan struct{}, h *fuse.InHeader, name string, out *fus
 }
 
 // made answers an operation that makes a name at the source.
-func (f *fsys) made(e *wire.FileEntry, err error, out *fuse.EntryOut, quiet uint64) fuse.Status {
+func (f *fsys) made(e *wire.FileEntry, err error, out *fuse.EntryOut, asked moment) fuse.Status {
 	if err != nil {
 		return f.status(err)
 	}
-	f.learn(e, quiet)
+	f.learn(e, asked)
 	f.fillEntry(out, e)
 	return fuse.OK
 }
@@ -75,10 +75,10 @@ func (f *fsys) Mknod(_ <-chan struct{}, in *fuse.MknodIn, name string, out *fuse
 	}
 	f.clock.begin()
 	defer f.clock.end()
-	quiet := f.xclock.quiet()
+	asked := f.now()
 	defer f.watch.named(in.NodeId, name)
 	e, err := f.remote.Mknod(f.ctx, caller(&in.InHeader), in.NodeId, name, in.Mode, in.Umask, in.Rdev)
-	return f.made(&e, err, out, quiet)
+	return f.made(&e, err, out, asked)
 }
 
 func (f *fsys) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse.EntryOut) fuse.Status {
@@ -92,10 +92,10 @@ func (f *fsys) Mkdir(_ <-chan struct{}, in *fuse.MkdirIn, name string, out *fuse
 	}
 	f.clock.begin()
 	defer f.clock.end()
-	quiet := f.xclock.quiet()
+	asked := f.now()
 	defer f.watch.named(in.NodeId, name)
 	e, err := f.remote.Mkdir(f.ctx, caller(&in.InHeader), in.NodeId, name, in.Mode, in.Umask)
-	return f.made(&e, err, out, quiet)
+	return f.made(&e, err, out, asked)
 }
 
 func (f *fsys) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string, out *fuse.EntryOut) fuse.Status {
@@ -109,10 +109,10 @@ func (f *fsys) Symlink(_ <-chan struct{}, h *fuse.InHeader, target, name string,
 	}
 	f.clock.begin()
 	defer f.clock.end()
-	quiet := f.xclock.quiet()
+	asked := f.now()
 	defer f.watch.named(h.NodeId, name)
 	e, err := f.remote.Symlink(f.ctx, caller(h), h.NodeId, name, target)
-	return f.made(&e, err, out, quiet)
+	return f.made(&e, err, out, asked)
 }
 
 func (f *fsys) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.EntryOut) fuse.Status {
@@ -133,11 +133,11 @@ func (f *fsys) Link(_ <-chan struct{}, in *fuse.LinkIn, name string, out *fuse.E
 	}
 	f.clock.begin()
 	defer f.clock.end()
-	quiet := f.xclock.quiet()
+	asked := f.now()
 	defer f.watch.named(in.NodeId, name)
 	defer f.watch.changed(in.Oldnodeid)
 	e, err := f.remote.Link(f.ctx, caller(&in.InHeader), in.Oldnodeid, in.NodeId, name)
-	return f.made(&e, err, out, quiet)
+	return f.made(&e, err, out, asked)
 }
 
 func (f *fsys) Unlink(_ <-chan struct{}, h *fuse.InHeader, name string) fuse.Status {
@@ -185,5 +185,6 @@ func (f *fsys) Readlink(_ <-chan struct{}, h *fuse.InHeader) ([]byte, fuse.Statu
 		return f.ov.readlink(h.NodeId)
 	}
 	b, err := f.remote.Readlink(f.ctx, h.NodeId)
+	f.wasRead(h.NodeId)
 	return b, f.status(err)
 }

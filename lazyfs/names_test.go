@@ -23,6 +23,7 @@ import (
 // kernelSide counts lookups as a kernel does, and checks that the source never counts less.
 type kernelSide struct {
 	x      *dirNames
+	top    *changes // above x
 	c      *remotefs.Client
 	server *remotefs.Server
 
@@ -41,6 +42,7 @@ func newKernelSide(t *testing.T, dir string) *kernelSide {
 		defer k.mu.Unlock()
 		k.back = append(k.back, wire.FileForget{Node: node, Count: n})
 	})
+	k.top = &changes{Remote: k.x, knowers: []knower{k.x}}
 	k.x.on = func() bool { return true }
 	k.x.trip = 20 * time.Millisecond
 	t.Cleanup(func() { cancel(); k.x.wg.Wait() })
@@ -108,15 +110,15 @@ func TestNamesSee(t *testing.T) {
 				var err error
 				switch {
 				case v%6 == 0: // by way of another name
-					err = k.x.Rename(ctx, who, sub.Node, name(i), sub.Node, fmt.Sprint("away", o), 0)
-					err = errors.Join(err, k.x.Unlink(ctx, who, sub.Node, fmt.Sprint("away", o)))
+					err = k.top.Rename(ctx, who, sub.Node, name(i), sub.Node, fmt.Sprint("away", o), 0)
+					err = errors.Join(err, k.top.Unlink(ctx, who, sub.Node, fmt.Sprint("away", o)))
 				case v%2 == 0:
-					err = k.x.Unlink(ctx, who, sub.Node, name(i))
+					err = k.top.Unlink(ctx, who, sub.Node, name(i))
 				default:
 					var e wire.FileEntry
-					if e, err = k.x.Mknod(ctx, who, sub.Node, name(i), unix.S_IFREG, 0, 0); err == nil {
+					if e, err = k.top.Mknod(ctx, who, sub.Node, name(i), unix.S_IFREG, 0, 0); err == nil {
 						k.counted(e)
-						_, err = k.x.SetAttr(ctx, who, e.Node, wire.FileSetAttr{Valid: wire.FileSetMode, Mode: uint32(v) % 0o1000})
+						_, err = k.top.SetAttr(ctx, who, e.Node, wire.FileSetAttr{Valid: wire.FileSetMode, Mode: uint32(v) % 0o1000})
 					}
 				}
 				if err != nil {

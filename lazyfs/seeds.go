@@ -318,35 +318,20 @@ func (n *seed) copy(b []byte, off uint64) bool {
 	return true
 }
 
-// changes is before the contents of a node change: what is here of them is void.
-func (s *seeds) changes(node uint64) {
+// begins is before nodes change: what is here of their contents is void.
+func (s *seeds) begins(c *change) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := s.nodes[node]; n != nil {
-		n.pages = nil
-		s.reap(node, n)
+	for _, node := range c.nodes {
+		if n := s.nodes[node]; n != nil {
+			n.pages = nil
+			s.reap(node, n)
+		}
 	}
 }
 
-func (s *seeds) SetAttr(ctx context.Context, who wire.FileCaller, node uint64, a wire.FileSetAttr) (wire.FileAttr, error) {
-	s.changes(node)
-	return s.Remote.SetAttr(ctx, who, node, a)
-}
-
-func (s *seeds) Write(ctx context.Context, who wire.FileCaller, node, h, off uint64, flags uint32, b []byte) (int, error) {
-	s.changes(node)
-	return s.Remote.Write(ctx, who, node, h, off, flags, b)
-}
-
-func (s *seeds) Fallocate(ctx context.Context, who wire.FileCaller, node, h uint64, mode uint32, off, n int64) error {
-	s.changes(node)
-	return s.Remote.Fallocate(ctx, who, node, h, mode, off, n)
-}
-
-func (s *seeds) CopyRange(ctx context.Context, who wire.FileCaller, node, h uint64, off int64, node2, h2 uint64, off2 int64, n uint64) (uint32, error) {
-	s.changes(node2)
-	return s.Remote.CopyRange(ctx, who, node, h, off, node2, h2, off2, n)
-}
+// ended: nothing is fetched after the freeze.
+func (s *seeds) ended(*change) {}
 
 // Forget tells the source what it counts.
 func (s *seeds) Forget(f []wire.FileForget) {

@@ -200,7 +200,7 @@ func TestSeedsStale(t *testing.T) {
 	if got := x.contents(t, 'a'); got != "old" {
 		t.Errorf("a reads as %q after the grant", got)
 	}
-	_, err = x.Write(ctx, wire.FileCaller{}, 'a', 1, 0, 0, []byte("own"))
+	_, err = (&changes{Remote: x, knowers: []knower{x}}).Write(ctx, wire.FileCaller{}, 'a', 1, 0, 0, []byte("own"))
 	must(t, err)
 	if got := x.contents(t, 'a'); got != "own" {
 		t.Errorf("a reads as %q after a write", got)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -31,11 +32,25 @@ type node struct {
 // fsInfo is what is known of a source device.
 type fsInfo struct {
 	index  uint64 // 0: the root's
+	mount  int64  // flags of statfs, as far as they are about the time of access
 	hidden bool   // a window into the kernel: its insides are not served
 }
 
 // ino makes inode numbers unique over the source's devices.
 func (f *fsInfo) ino(ino uint64) uint64 { return f.index<<48 ^ ino }
+
+// still says whether reading a file leaves it as it is: as the kernel decides about the time of access (fs/inode.c, relatime_need_update).
+func (f *fsInfo) still(st *unix.Statx_t) bool {
+	const day, soon = 24 * 60 * 60, 60 * 60
+	after := func(a, b unix.StatxTimestamp) bool { return a.Sec > b.Sec || a.Sec == b.Sec && a.Nsec > b.Nsec }
+	switch {
+	case f.mount&unix.ST_NOATIME != 0, f.mount&unix.ST_NODIRATIME != 0 && uint32(st.Mode)&unix.S_IFMT == unix.S_IFDIR:
+		return true
+	case f.mount&unix.ST_RELATIME == 0:
+		return false
+	}
+	return after(st.Atime, st.Mtime) && after(st.Atime, st.Ctime) && time.Now().Unix()-st.Atime.Sec < day-soon
+}
 
 type handle struct {
 	id    uint64
@@ -74,8 +89,11 @@ func (t *table) stat(fd int) (wire.FileAttr, key, *fsInfo, error) {
 	f := t.fsOf(k.dev, fd)
 	ts := func(x unix.StatxTimestamp) wire.FileTime { return wire.FileTime{Sec: x.Sec, Nsec: x.Nsec} }
 	flags := uint32(0)
+	if f.still(&st) {
+		flags |= wire.FileStill
+	}
 	if typ := uint32(st.Mode) & unix.S_IFMT; typ == unix.S_IFDIR || typ == unix.S_IFREG && !f.hidden {
-		flags = wire.FileOpens
+		flags |= wire.FileOpens
 	}
 	return wire.FileAttr{
 		Flags: flags, Ino: f.ino(st.Ino), Size: st.Size, Blocks: st.Blocks,
@@ -118,11 +136,12 @@ func (t *table) fsOf(dev uint64, fd int) *fsInfo {
 		return f
 	}
 	var s unix.Statfs_t
-	hidden := unix.Fstatfs(fd, &s) == nil && kernelFS[uint32(s.Type)]
+	told := unix.Fstatfs(fd, &s) == nil
+	hidden := told && kernelFS[uint32(s.Type)]
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if f = t.devs[dev]; f == nil {
-		f = &fsInfo{index: t.nextDev, hidden: hidden}
+		f = &fsInfo{index: t.nextDev, hidden: hidden, mount: s.Flags}
 		t.devs[dev] = f
 		t.nextDev++
 	}

@@ -230,10 +230,11 @@ func (t *telling) again(k seedKey, old *wire.FileSeed) error {
 	return nil
 }
 
-// same compares all but the access time.
+// same compares all but the access time, and what is about that.
 func same(a, b *wire.FileSeed) bool {
 	x, y := a.Entry, b.Entry
 	x.Attr.Atime, y.Attr.Atime = wire.FileTime{}, wire.FileTime{}
+	x.Attr.Flags, y.Attr.Flags = x.Attr.Flags&^wire.FileStill, y.Attr.Flags&^wire.FileStill
 	return x == y && a.Link == b.Link
 }
 

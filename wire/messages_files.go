@@ -70,6 +70,7 @@ type FileCaller struct {
 const (
 	FileBare  = 1 // the file has no extended attributes at all
 	FileOpens = 2 // nothing but the target's own rules can refuse to open it for reading
+	FileStill = 4 // reading it now does not change its attributes
 )
 
 // FileOwnHandle marks handles that a client has named.
