@@ -37,6 +37,7 @@ type fsys struct {
 	openable idSet // nodes that nothing but the kernel's own rules keeps from being read
 	own      idSet // handles of openAs that the source has been told of by this daemon, if it succeeds another
 	succeeds bool
+	copies   copies
 	watch    watching
 	attrs    *attrs
 	asks     sync.WaitGroup // for attributes that nobody waits for
@@ -79,6 +80,7 @@ func (f *fsys) close() {
 	f.asks.Wait() // their context has ended
 	f.names.wg.Wait()
 	f.ahead.wg.Wait()
+	f.copies.close()
 	f.ov.close()
 }
 
@@ -182,6 +184,7 @@ func (f *fsys) Forget(node, n uint64) {
 	f.openable.drop(node)
 	f.ahead.forgot(node)
 	f.attrs.forgot(node)
+	f.copies.forgot(node)
 	f.names.forgot(node)
 	f.watch.forgot(node)
 	f.forget(node, n)

@@ -63,6 +63,9 @@ func (f *fsys) SetAttr(_ <-chan struct{}, in *fuse.SetAttrIn, out *fuse.AttrOut)
 		}
 		return f.attr(&a, err, out)
 	}
+	if s.Valid&wire.FileSetSize != 0 {
+		defer f.copies.cutting(in.NodeId)()
+	}
 	f.clock.begin()
 	defer f.clock.end()
 	a, err := f.remote.SetAttr(f.ctx, caller(&in.InHeader), in.NodeId, s)

@@ -102,6 +102,11 @@ func (f *fsys) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRe
 		n, err := f.ov.read(in.NodeId, buf, in.Offset)
 		return inPlace{buf[:n]}, f.status(err)
 	}
+	if f.alone() {
+		if n, ok := f.copies.read(in.NodeId, buf, in.Offset); ok {
+			return inPlace{buf[:n]}, fuse.OK
+		}
+	}
 	f.useOwn(&in.InHeader, in.Fh, in.Flags, false)
 	n, err := f.remote.Read(f.ctx, in.NodeId, in.Fh, in.Offset, buf)
 	f.wasRead(in.NodeId)

@@ -92,8 +92,11 @@ func (x *watching) changed(node uint64)         { x.tell(func(w Watcher) { w.Cha
 func (x *watching) named(dir uint64, n string)  { x.tell(func(w Watcher) { w.Named(dir, n) }) }
 func (x *watching) forgot(node uint64)          { x.tell(func(w Watcher) { w.Forgot(node) }) }
 
-// Watch tells w what the tree does from now on, and at once what it has open. Nil ends that.
-func (d *Daemon) Watch(w Watcher) { d.fs.watch.watch(w) }
+// Watch tells w what the tree does from now on, and at once what it has open. If w is a Copier files are read from its copies. Nil ends that.
+func (d *Daemon) Watch(w Watcher) {
+	d.fs.watch.watch(w)
+	d.fs.copies.use(w)
+}
 
 // NameLocals gives the files that exist on the target only and are in use (the restore made them for unlinked ones) a name in dir, which
 // must be on StoreDir's file system, with the attributes that the tree sees; inode → name. What has a name there already keeps it.

@@ -98,6 +98,7 @@ func (s *Store) stamp(w *work) {
 	o := w.o
 	o.attr = w.attr
 	o.stamped = len(w.data) == 0 && len(w.check) == 0
+	o.right = o.isReg() && !o.declared && o.stamped && len(o.data) == 0 && len(o.check) == 0
 	if o.stamped {
 		w.own = false
 	}

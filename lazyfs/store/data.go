@@ -118,6 +118,9 @@ func (s *Store) contents(ctx context.Context, w *work) (err error) {
 		return fmt.Errorf("open copy: %w", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
+	s.mu.Lock()
+	o.right = false
+	s.mu.Unlock()
 	w.look = true // writing changes times, and takes capabilities away
 	size := int64(w.attr.Size)
 	if o.size != size {

@@ -16,6 +16,8 @@
 // Directories are not mended name by name: their names are compared with the source's, first all wrong ones are taken away, then
 // all right ones given. A copy without a name lies in the hidden directory, at the end only such as are open and unlinked.
 //
+// While nobody has a file open for writing, and its copy is right, the tree reads that (copy.go): it is what the source would say.
+//
 // Each range that was copied is verified by a digest of both sides. A file whose copy is right is stamped with its size and times at the
 // source; one that has others later, and was not changed by the tree, was changed by somebody else there: that is reported, and it is copied again.
 //

@@ -142,6 +142,8 @@ func helper(conf string) error {
 		case "meddle":
 			m.path.Store(arg)
 			answer("meddling", nil)
+		case "bytes":
+			answer(server.Stats().Bytes, nil)
 		case "status":
 			answer(s.Status(), nil)
 		case "files":

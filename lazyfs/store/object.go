@@ -54,6 +54,7 @@ type object struct {
 	own     bool               // the tree has changed it since it was stamped
 	data    ranges             // to be copied
 	check   ranges             // copied, to be verified
+	right   bool               // the copy holds what the source's file does, as of all that has been told
 	suspect bool               // it looks as if somebody else had changed it
 	gone    bool               // dropped
 	in      bool               // made

@@ -190,7 +190,7 @@ func (s *Store) compareStamps(ctx context.Context, stopped bool) error {
 		case !stopped && !o.suspect:
 			o.suspect = true
 		default:
-			o.suspect, o.look, o.bare = false, true, false
+			o.suspect, o.look, o.bare, o.right = false, true, false, false
 			s.dirty[o] = struct{}{}
 			foreign := o.stamped && (o.attr.Mtime != a.Mtime || o.attr.Size != a.Size && o.isReg())
 			switch {

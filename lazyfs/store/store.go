@@ -195,6 +195,8 @@ func (s *Store) Close() error {
 	s.wg.Wait()
 	s.pass.Lock()
 	defer s.pass.Unlock()
+	s.tree.Lock() // Copy uses descriptors
+	defer s.tree.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, o := range s.byNode {

@@ -49,6 +49,7 @@ func (s *Store) Wrote(node uint64, off, end uint64) {
 	s.change(node, func(o *object) {
 		if o.isReg() {
 			o.data.add(int64(off), int64(min(end, noEnd)))
+			o.right = false
 		}
 		o.look = true
 	})
