@@ -42,6 +42,7 @@ type helperConf struct {
 	Src, Dir, Own string
 	MaxNames      int
 	Later         bool // the store comes after what is open
+	Eager         bool // copies are brought up to date without a pause
 }
 
 // writable is the inode of a file that somebody else can write.
@@ -92,6 +93,9 @@ func helper(conf string) error {
 	})
 	if err != nil {
 		return err
+	}
+	if c.Eager {
+		s.between = time.Millisecond
 	}
 	answer := func(v any, err error) {
 		if err != nil {

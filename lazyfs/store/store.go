@@ -75,6 +75,7 @@ type Store struct {
 	cancel    context.CancelFunc
 	wg        sync.WaitGroup
 	pace      *pace
+	between   time.Duration // two rounds
 	surveying chan struct{} // there are surveys to be made
 	hashing   chan struct{}
 	copied    atomic.Int64
@@ -140,7 +141,7 @@ func New(ctx context.Context, o Options) (*Store, error) {
 		return nil, fmt.Errorf("make store in %s: a tree lives on what is there", o.Dir)
 	}
 	s := &Store{
-		o: o, pace: newPace(o.Busy), hashing: make(chan struct{}, 2), surveying: make(chan struct{}, 1), parked: map[*object]struct{}{}, bound: map[uint64]string{},
+		o: o, pace: newPace(o.Busy), between: restTime, hashing: make(chan struct{}, 2), surveying: make(chan struct{}, 1), parked: map[*object]struct{}{}, bound: map[uint64]string{},
 		byNode: map[uint64]*object{}, opens: map[uint64]*opens{}, strange: map[uint64]struct{}{}, away: map[uint64]struct{}{}, dirty: map[*object]struct{}{},
 		wake: make(chan struct{}, 1), hidden: -1, foreign: map[string]int{}, touched: map[*object]int{},
 	}
@@ -288,7 +289,7 @@ func (s *Store) background() {
 		if err == nil && time.Since(synced) > syncTime {
 			synced, err = time.Now(), s.syncAll()
 		}
-		wait, wake := restTime, s.wake
+		wait, wake := s.between, s.wake
 		if err != nil {
 			wait, wake = waitTime, nil
 		} else if quiet {
@@ -298,7 +299,7 @@ func (s *Store) background() {
 		case <-time.After(wait):
 		case <-wake:
 			select { // a little later there is more
-			case <-time.After(restTime):
+			case <-time.After(s.between):
 			case <-s.ctx.Done():
 			}
 		case <-s.ctx.Done():
