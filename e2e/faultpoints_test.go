@@ -60,7 +60,6 @@ const (
 	onB    = "B"
 	either = "A or B"
 	gone   = "gone" // the capsule was ended on purpose
-	frozen = "lost" // it is frozen on A and dead on B; whether it ran there can't be told
 )
 
 // ends says how a case must end: want before the grant, and B after it, unless a point has its own.

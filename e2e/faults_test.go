@@ -94,10 +94,8 @@ func (c trial) outcome(end string) string {
 		return "taken back: runs on A, with B's proof"
 	case end == onA:
 		return "aborted: runs on A as before"
-	case end == gone:
-		return "ended with the capsule, by design"
 	}
-	return "lost: frozen on A for a person to decide"
+	return "ended with the capsule, by design"
 }
 
 func (s *results) add(c trial, end string, pause, took time.Duration) {
@@ -257,20 +255,10 @@ func (f *faulty) sourceLog() string {
 func (f *faulty) end(m *moved, want string) string {
 	r, a, b := f.r, f.r.l.A, f.r.l.B
 	r.t.Helper()
-	switch want {
-	case gone:
+	if want == gone {
 		r.eventually("nobody to run the tree", func() bool { return f.running(a)+f.running(b) == "" })
 		r.clean()
 		return gone
-	case frozen:
-		n, on := f.w.last()
-		if m.code != 5 || on != onA || f.running(b) != "" {
-			r.t.Errorf("migrate ended with %d, last step on %s: %s", m.code, on, m.stderr)
-		}
-		if k, _ := f.w.last(); k != n {
-			r.t.Errorf("it runs: step %d after %d", k, n)
-		}
-		return frozen
 	}
 	from, _ := f.w.last()
 	on, polls := "", 0
