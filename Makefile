@@ -5,7 +5,7 @@ UNIT = $(shell go list ./... | grep -v -x -e '.*/e2e' $(RACE:./%=-e '.*/lazymig/
 TOOL = go tool -modfile=tools.mod
 FUZZTIME ?= 10s
 
-.PHONY: all build setup demo test unit race e2e test-faults test-seeded compare-cut vet lint vuln fmt fuzz bench bench-files check clean
+.PHONY: all build setup demo test unit race e2e test-faults test-seeded compare-cut vet lint vuln fmt fuzz bench bench-quick bench-files check clean
 all: build
 build: ; CGO_ENABLED=0 go build -trimpath -o bin/lazymig ./cmd/lazymig
 setup: ; @go run ./setup/install $(PACKAGES)
@@ -23,6 +23,7 @@ fmt: ; $(TOOL) golangci-lint fmt
 fuzz: ; @for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
 bench: setup build ; go run ./cmd/lazymig-bench
 compare-cut: setup build ; go run ./cmd/lazymig-bench cut
+bench-quick: setup build ; go run ./cmd/lazymig-bench -quick
 bench-files: ; @go run ./setup/install $(PACKAGES) git openssh-server sshfs && go run ./cmd/lazymig-bench files
 check: test
 clean: ; rm -rf bin

@@ -4,7 +4,7 @@
 // Each move has a fresh lab. What stock CRIU needs is given to it: its pipe limits are raised (and put back), its cache of
 // kernel features is warm, its images go to the other host by a copy from tmpfs to tmpfs, its pages without encryption.
 //
-// `lazymig-bench files` is another benchmark: files that are still at the source, beside sshfs (files.go). `lazymig-bench cut` is none: what becomes of the
+// `lazymig-bench -quick` is a short one that judges (quick.go). `lazymig-bench files` is another benchmark: files that are still at the source, beside sshfs (files.go). `lazymig-bench cut` is none: what becomes of the
 // process when something breaks (cut.go).
 package main
 
@@ -93,7 +93,14 @@ func run(ctx context.Context) (err error) {
 	out := flag.String("out", "docs/benchmarks.md", "report to `FILE` below the project; empty: none")
 	program := flag.String("lazymig", "bin/lazymig", "the program, below the project's bin")
 	verbose := flag.Bool("v", false, "print each move's details and logs of failures")
+	quick := flag.Bool("quick", false, "judge ratios by "+quickSystems+" at "+quickSizes+" MB, and write no report")
 	flag.Parse()
+	if *quick {
+		*sizes, *which, *runs, *out = quickSizes, quickSystems, quickRuns, ""
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, quickTime)
+		defer cancel()
+	}
 	all, err := parseSizes(*sizes)
 	if err != nil {
 		return err
@@ -136,6 +143,13 @@ func run(ctx context.Context) (err error) {
 				r.add(s.name, mb, o)
 			}
 		}
+	}
+	if *quick {
+		trip, err := emptyTrip(ctx, b.keys, "10.77.0.2")
+		if err != nil {
+			return err
+		}
+		return r.quick(os.Stdout, trip)
 	}
 	r.machine.lookAgain()
 	text := r.markdown()
