@@ -284,6 +284,77 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// What is written where the kernel has all controllers: on most test machines some belong to cgroup v1, so a directory stands in.
+func TestLimitFiles(t *testing.T) {
+	g := &cgroups{top: t.TempDir()}
+	if err := os.Mkdir(g.dir(treeGroup), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	g.limit(Limits{MemoryMax: "1073741824", CPUMax: "50000 100000", PidsMax: "77"})
+	for file, want := range map[string]string{"memory.max": "1073741824", "cpu.max": "50000 100000", "pids.max": "77"} {
+		if b, err := os.ReadFile(filepath.Join(g.dir(treeGroup), file)); err != nil || string(b) != want {
+			t.Errorf("%s: %q, %v", file, b, err)
+		}
+	}
+	if b, err := os.ReadFile(filepath.Join(g.top, "cgroup.subtree_control")); err != nil || string(b) != "+pids" { // the last one
+		t.Errorf("controllers: %q, %v", b, err)
+	}
+	if len(g.unset) > 0 {
+		t.Errorf("told: %q", g.unset)
+	}
+	g = &cgroups{top: g.dir("none")}
+	g.limit(Limits{MemoryMax: "1", CPUMax: "max", PidsMax: ""})
+	if len(g.unset) != 1 || !strings.HasPrefix(g.unset[0], "memory.max=1: ") {
+		t.Errorf("told without a controller: %q", g.unset)
+	}
+}
+
+// Where something is mounted over cgroup v2 the capsule's cgroups are reached by a mount that nobody sees.
+func TestCoveredCgroup2(t *testing.T) {
+	kerneltest.Leaks(t)
+	kerneltest.NeedRoot(t)
+	point, _, err := cgroupMount()
+	if err != nil || point == "" {
+		t.Fatalf("cgroup v2 is at %q: %v", point, err)
+	}
+	if err := unix.Mount("none", point, "tmpfs", 0, ""); err != nil { // package kerneltest gives the tests a mount namespace
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(point, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	g, err := makeCgroups("lazymig-0000c0de-dst", Limits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.mount == nil {
+		t.Error("no mount of its own")
+	}
+	fd, err := os.Open(g.dir(treeGroup))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fd.Close()
+	cmd := exec.Command("sleep", "1000")
+	cmd.SysProcAttr = &unix.SysProcAttr{UseCgroupFD: true, CgroupFD: int(fd.Fd())}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", cmd.Process.Pid))
+	if err != nil || !strings.Contains(string(b), "lazymig-0000c0de-dst/"+treeGroup+"\n") {
+		t.Errorf("the process is in %s, %v", b, err)
+	}
+	if err := g.kill(testContext(t), treeGroup, nil); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait() // killed
+	if err := g.remove(); err != nil {
+		t.Error(err)
+	}
+}
+
 // A tree whose PIDs this host cannot have is refused with the remedy, and nothing is left.
 func TestPIDsRefused(t *testing.T) {
 	kerneltest.Leaks(t)

@@ -47,6 +47,12 @@ func makeCgroups(name string, l Limits) (*cgroups, error) {
 			return nil, errors.Join(err, g.remove())
 		}
 	}
+	g.limit(l)
+	return g, nil
+}
+
+// limit sets the tree's limits, or notes why it can't.
+func (g *cgroups) limit(l Limits) {
 	for _, v := range []struct{ controller, file, value string }{
 		{"memory", "memory.max", l.MemoryMax}, {"cpu", "cpu.max", l.CPUMax}, {"pids", "pids.max", l.PidsMax},
 	} {
@@ -62,7 +68,6 @@ func makeCgroups(name string, l Limits) (*cgroups, error) {
 			g.unset = append(g.unset, fmt.Sprintf("%s=%s: %v", v.file, v.value, err))
 		}
 	}
-	return g, nil
 }
 
 // staleAfter is far longer than a capsule's cgroups are without a process at its start.
@@ -238,7 +243,9 @@ func cgroupMount() (point, root string, err error) {
 	for s.Scan() {
 		left, right, ok := strings.Cut(s.Text(), " - ")
 		l := strings.Fields(left)
-		if ok && len(l) >= 6 && strings.HasPrefix(right, "cgroup2 ") && strings.HasPrefix(l[5], "rw") && !strings.HasPrefix(l[3], "/..") {
+		var st unix.Statfs_t
+		if ok && len(l) >= 6 && strings.HasPrefix(right, "cgroup2 ") && strings.HasPrefix(l[5], "rw") && !strings.HasPrefix(l[3], "/..") &&
+			unix.Statfs(l[4], &st) == nil && st.Type == unix.CGROUP2_SUPER_MAGIC { // else something is mounted over it
 			return l[4], l[3], nil
 		}
 	}
