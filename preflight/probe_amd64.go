@@ -69,27 +69,41 @@ type tracee struct {
 
 // ask makes a thread do the calls. It must run on a locked thread that ends soon: if it fails to detach, the
 // end of the thread detaches.
-func ask(tid int, seccomp bool, insn uint64, calls []call) ([]int64, error) {
+func ask(tid int, seccomp bool, insn uint64, calls []call) (results []int64, err error) {
+	err = inThread(tid, seccomp, func(p *tracee) error {
+		for _, c := range calls {
+			r, err := p.do(insn, c)
+			if err != nil {
+				return err
+			}
+			results = append(results, r)
+		}
+		return nil
+	})
+	return results, err
+}
+
+// inThread stops a thread for f, again if it is busy.
+func inThread(tid int, seccomp bool, f func(*tracee) error) error {
 	for i := 0; ; i++ {
-		r, err := askOnce(tid, seccomp, insn, calls)
-		if !errors.Is(err, errBusy) || i == probeRetries {
-			return r, err
+		if err := inThreadOnce(tid, seccomp, f); !errors.Is(err, errBusy) || i == probeRetries {
+			return err
 		}
 	}
 }
 
-func askOnce(tid int, seccomp bool, insn uint64, calls []call) (results []int64, err error) {
+func inThreadOnce(tid int, seccomp bool, f func(*tracee) error) (err error) {
 	opts := uintptr(ptraceOSysgood)
 	if seccomp {
 		opts |= ptraceOSeccomp // its filter would refuse or kill
 	}
 	if err := ptrace(unix.PTRACE_SEIZE, tid, 0, opts); err != nil {
-		return nil, fmt.Errorf("seize thread %d: %w", tid, err)
+		return fmt.Errorf("seize thread %d: %w", tid, err)
 	}
 	p := &tracee{tid: tid}
 	if err := p.stop(); err != nil {
 		_ = ptrace(unix.PTRACE_DETACH, tid, 0, 0)
-		return nil, err
+		return err
 	}
 	defer func() {
 		if e := p.restore(); e != nil {
@@ -97,19 +111,12 @@ func askOnce(tid int, seccomp bool, insn uint64, calls []call) (results []int64,
 		}
 	}()
 	if err := p.look(); err != nil {
-		return nil, err
+		return err
 	}
 	if err := p.setMask(^uint64(0)); err != nil {
-		return nil, err
+		return err
 	}
-	for _, c := range calls {
-		r, err := p.do(insn, c)
-		if err != nil {
-			return nil, err
-		}
-		results = append(results, r)
-	}
-	return results, nil
+	return f(p)
 }
 
 func ptrace(req, tid int, addr, data uintptr) error {

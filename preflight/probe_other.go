@@ -2,7 +2,10 @@
 
 package preflight
 
-import "errors"
+import (
+	"errors"
+	"os"
+)
 
 var errCannot = errors.New("cannot be asked on this architecture")
 
@@ -14,3 +17,9 @@ type call struct {
 func ask(int, bool, uint64, []call) ([]int64, error) { return nil, errCannot }
 
 func syscallInsn(string, []vma) (uint64, bool) { return 0, false }
+
+// Borrow is for amd64.
+func Borrow(int, uint64, ...uint64) (*os.File, error) { return nil, errCannot }
+
+// CloseIn is for amd64.
+func CloseIn(int, int) error { return errCannot }

@@ -25,6 +25,9 @@ import (
 
 // Categories of pages, include/uapi/linux/fs.h.
 const (
+	WPAllowed = 1 << 0 // in memory that a userfaultfd tracks writes to (UFFD_FEATURE_WP_ASYNC): not a page's but its mapping's
+	Written   = 1 << 1 // since it was protected last; outside of such memory it means nothing
+
 	Present = 1 << 3
 	Swapped = 1 << 4 // also guards and poisoned pages
 	PfnZero = 1 << 5 // the kernel's page of zeros
@@ -57,7 +60,12 @@ type Region struct {
 type Query struct {
 	All, Any, Not uint64
 	Return        uint64 // what Region.Categories tells
+	// Protect protects what is found against writes, in one step with finding it: a page that is written after that is Written again. Mappings
+	// where that can't be are passed over.
+	Protect bool
 }
+
+const scanProtect = 1 << 0 // PM_SCAN_WP_MATCHING
 
 const request = 0xc0606610 // PAGEMAP_SCAN, _IOWR('f', 16, struct pm_scan_arg)
 
@@ -91,6 +99,9 @@ func (fd FD) Scan(start, end uint64, q Query, found []Region) (n int, reached ui
 		size: uint64(unsafe.Sizeof(scanArg{})), start: start, end: end,
 		vec: uint64(uintptr(unsafe.Pointer(unsafe.SliceData(found)))), vecLen: uint64(len(found)),
 		categoryInverted: q.Not, categoryMask: q.All, categoryAnyOf: q.Any, returnMask: q.Return,
+	}
+	if q.Protect {
+		a.flags = scanProtect
 	}
 	for {
 		got, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&a)))
