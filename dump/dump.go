@@ -135,6 +135,17 @@ func (d *Dump) prepare(ctx context.Context) error {
 		return err
 	}
 	// The snapshots come last: the younger they are, the less has changed.
+	if err := d.snapshots(); err != nil {
+		return err
+	}
+	if d.o.hooks.prepared != nil {
+		d.o.hooks.prepared(d.worker.PID())
+	}
+	return nil
+}
+
+func (d *Dump) snapshots() error {
+	clear(d.snaps)
 	for _, p := range d.procs {
 		if p.zombie {
 			continue
@@ -148,10 +159,32 @@ func (d *Dump) prepare(ctx context.Context) error {
 		}
 		d.snaps[p.pid] = s
 	}
-	if d.o.hooks.prepared != nil {
-		d.o.hooks.prepared(d.worker.PID())
-	}
 	return nil
+}
+
+// Look looks at the tree again, which runs: Tasks are those of now.
+func (d *Dump) Look() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.state != statePrepared {
+		return fmt.Errorf("look at process %d: dump is %v: %w", d.o.PID, d.state, ErrState)
+	}
+	procs, err := enumerate(d.o.PID)
+	if err != nil {
+		return err
+	}
+	d.procs = procs
+	return nil
+}
+
+// Renew takes the snapshots anew, if Freeze comes long after Prepare, or mappings have been registered with a userfaultfd since.
+func (d *Dump) Renew() error {
+	if err := d.Look(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.snapshots()
 }
 
 // Holds says whether a process is in the cgroup of the tree: one of its own, dying ones included. After Prepare.

@@ -182,8 +182,9 @@ func (m *mapping) hidable() bool {
 }
 
 // fixed says whether CRIU's restore would not register it with a userfaultfd, or has to see it for another reason.
+// Not "uw": a tree with a userfaultfd of its own is refused, so this one is package ahead's, which ends with this process.
 func (m *mapping) fixed() bool {
-	return slices.ContainsFunc([]string{"lo", "ht", "dp", "ss", "pf", "io", "gd", "um", "uw", "ui"}, m.has)
+	return slices.ContainsFunc([]string{"lo", "ht", "dp", "ss", "pf", "io", "gd", "um", "ui"}, m.has)
 }
 
 // vma is the mapping as CRIU would have written it.

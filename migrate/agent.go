@@ -18,15 +18,16 @@ import (
 
 // AgentOptions are those of `lazymig agent`. All but Log must be set.
 type AgentOptions struct {
-	Listen   string // ADDR:PORT
-	StateDir string
-	TLSDir   string
-	Clear    bool     // take pages and files without TLS from those who ask for it
-	Allow    []string // names of certificates that may connect; none = all of this CA
-	Exe      string   // this program, for guardian, handler and FUSE daemon
-	CRIUPath string   // as criu.Find says
-	CRIUPref string
-	Log      *slog.Logger
+	Listen      string // ADDR:PORT
+	StateDir    string
+	TLSDir      string
+	AheadMemory uint64   // most bytes that are kept of what is copied ahead of one migration; 0: what is free decides
+	Clear       bool     // take pages and files without TLS from those who ask for it
+	Allow       []string // names of certificates that may connect; none = all of this CA
+	Exe         string   // this program, for guardian, handler and FUSE daemon
+	CRIUPath    string   // as criu.Find says
+	CRIUPref    string
+	Log         *slog.Logger
 }
 
 const (
@@ -216,7 +217,18 @@ func (a *Agent) converse(ctx context.Context, c *wire.Conn, id wire.ID, peer []s
 }
 
 func (a *Agent) facts(ctx context.Context) preflight.Facts {
-	return preflight.LocalFacts(ctx, preflight.HostOptions{CRIUPath: a.opt.CRIUPath, StateDir: a.opt.StateDir})
+	f := preflight.LocalFacts(ctx, preflight.HostOptions{CRIUPath: a.opt.CRIUPath, StateDir: a.opt.StateDir})
+	f.AheadRoom = a.aheadRoom()
+	return f
+}
+
+// aheadRoom is how many bytes are kept of what is copied ahead. They become the tree's one by one, so that they take no memory beside its own.
+func (a *Agent) aheadRoom() uint64 {
+	free := preflight.MemoryFree() / 4 * 3
+	if a.opt.AheadMemory > 0 {
+		free = min(free, a.opt.AheadMemory)
+	}
+	return free
 }
 
 func answerClock(c *wire.Conn, h wire.Header, p []byte) error {

@@ -66,6 +66,14 @@ func (t *Target) beforeGrantAside(ctx context.Context, s *session, fn func(conte
 				if err := answerClock(s.c, f.h, f.p); err != nil {
 					t.log.Warn("answer clock", "err", err)
 				}
+			case f.h.Type == wire.MsgAhead:
+				if err := t.ahead.pages(f.p); err != nil {
+					giveUp(err)
+				}
+			case f.h.Type == wire.MsgAheadGood:
+				if err := t.ahead.mark(f.p); err != nil {
+					giveUp(err)
+				}
 			default:
 				t.log.Warn("unexpected message while the tree is restored", "type", f.h.Type)
 			}

@@ -23,6 +23,7 @@ func (s *Source) compare(ctx context.Context) error {
 	if err := s.checkMode(&there); err != nil {
 		return stage("preflight", err)
 	}
+	s.aheadRoom = there.AheadRoom
 	s.eagerShared = !there.Features[preflight.LazyShared]
 	here := preflight.LocalFacts(ctx, preflight.HostOptions{CRIUPath: s.opt.CRIUPath, StateDir: s.opt.StateDir})
 	var errs []error

@@ -11,29 +11,35 @@ type Event struct {
 	Time  time.Time `json:"time"`
 	ID    string    `json:"id"`
 
-	Text        string  `json:"text,omitempty"`        // notice
-	PID         int     `json:"pid,omitempty"`         // on the source
-	TargetPID   int     `json:"target_pid,omitempty"`  // in the agent's PID namespace
-	DowntimeMS  float64 `json:"downtime_ms,omitempty"` // first instruction that could not run to first that could
-	ClockErrMS  float64 `json:"clock_error_ms,omitempty"`
-	DumpMS      float64 `json:"dump_ms,omitempty"`
-	TransferMS  float64 `json:"transfer_ms,omitempty"`
-	RestoreMS   float64 `json:"restore_ms,omitempty"`
-	FillMS      float64 `json:"fill_ms,omitempty"` // memory that came before the resume, where the mode wants that
-	GrantMS     float64 `json:"grant_ms,omitempty"`
-	DrainMS     float64 `json:"drain_ms,omitempty"`
-	MemoryBytes uint64  `json:"memory_bytes,omitempty"` // present at the freeze
-	LeftBytes   uint64  `json:"left_bytes,omitempty"`   // progress
-	BytesSent   uint64  `json:"bytes_sent,omitempty"`
-	Faults      uint64  `json:"faults,omitempty"`
-	FaultP50US  float64 `json:"fault_p50_us,omitempty"`
-	FaultP99US  float64 `json:"fault_p99_us,omitempty"`
-	Prefetched  uint64  `json:"prefetched,omitempty"`      // pages, or steps of a stride, sent before the thread that goes there has faulted on them
-	PrefetchHit uint64  `json:"prefetch_hits,omitempty"`   // of those: passed without a fault
-	Forwarded   uint64  `json:"files_forwarded,omitempty"` // distinct files reached over the network
-	FileTrips   uint64  `json:"file_trips,omitempty"`      // round trips for files that the restore waited for, one after the other at worst
-	PageTrips   uint64  `json:"page_trips,omitempty"`      // the same for pages
-	TCPClosed   int     `json:"tcp_closed,omitempty"`
+	Text        string    `json:"text,omitempty"`        // notice
+	PID         int       `json:"pid,omitempty"`         // on the source
+	TargetPID   int       `json:"target_pid,omitempty"`  // in the agent's PID namespace
+	DowntimeMS  float64   `json:"downtime_ms,omitempty"` // first instruction that could not run to first that could
+	ClockErrMS  float64   `json:"clock_error_ms,omitempty"`
+	DumpMS      float64   `json:"dump_ms,omitempty"`
+	TransferMS  float64   `json:"transfer_ms,omitempty"`
+	RestoreMS   float64   `json:"restore_ms,omitempty"`
+	FillMS      float64   `json:"fill_ms,omitempty"` // memory that came before the resume, where the mode wants that
+	GrantMS     float64   `json:"grant_ms,omitempty"`
+	Mode        string    `json:"mode,omitempty"`             // chosen
+	Forecast    *Forecast `json:"forecast,omitempty"`         // chosen, done
+	AheadMS     float64   `json:"ahead_ms,omitempty"`         // before the freeze
+	AheadBytes  uint64    `json:"ahead_bytes,omitempty"`      // sent then
+	AheadGood   uint64    `json:"ahead_good_bytes,omitempty"` // of these, not written since
+	Rounds      int       `json:"ahead_rounds,omitempty"`
+	DrainMS     float64   `json:"drain_ms,omitempty"`
+	MemoryBytes uint64    `json:"memory_bytes,omitempty"` // present at the freeze
+	LeftBytes   uint64    `json:"left_bytes,omitempty"`   // progress
+	BytesSent   uint64    `json:"bytes_sent,omitempty"`
+	Faults      uint64    `json:"faults,omitempty"`
+	FaultP50US  float64   `json:"fault_p50_us,omitempty"`
+	FaultP99US  float64   `json:"fault_p99_us,omitempty"`
+	Prefetched  uint64    `json:"prefetched,omitempty"`      // pages, or steps of a stride, sent before the thread that goes there has faulted on them
+	PrefetchHit uint64    `json:"prefetch_hits,omitempty"`   // of those: passed without a fault
+	Forwarded   uint64    `json:"files_forwarded,omitempty"` // distinct files reached over the network
+	FileTrips   uint64    `json:"file_trips,omitempty"`      // round trips for files that the restore waited for, one after the other at worst
+	PageTrips   uint64    `json:"page_trips,omitempty"`      // the same for pages
+	TCPClosed   int       `json:"tcp_closed,omitempty"`
 
 	StopMS      float64  `json:"stop_ms,omitempty"` // detached: what follows, too
 	SettleMS    float64  `json:"settle_ms,omitempty"`

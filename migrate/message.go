@@ -57,8 +57,6 @@ type prepareMsg struct {
 	Overwrite   bool `json:"overwrite,omitempty"`    // whatever is there
 	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
 
-	Mode string `json:"mode,omitempty"` // ModePost if empty
-
 	Cleartext bool `json:"cleartext,omitempty"` // lanes but control may come without TLS
 
 	OnSourceLoss string `json:"on_source_loss,omitempty"` // LossWait (also if empty), LossKill
@@ -78,9 +76,6 @@ func (m *prepareMsg) check() error {
 		if len(s) > maxWord {
 			return fmt.Errorf("%d bytes where a word is expected", len(s))
 		}
-	}
-	if m.Mode != "" && !CheckMode(m.Mode) {
-		return fmt.Errorf("mode %.20q", m.Mode)
 	}
 	if len(m.Stdio) > unix.PathMax {
 		return fmt.Errorf("a path of %d bytes", len(m.Stdio))
@@ -126,9 +121,15 @@ type restoreMsg struct {
 
 	Databases []restore.Database `json:"databases,omitempty"`
 	Locks     []detach.Lock      `json:"locks,omitempty"`
+
+	Mode  string `json:"mode,omitempty"`  // ModePost if empty
+	Ahead bool   `json:"ahead,omitempty"` // MsgAheadGood follows
 }
 
 func (m *restoreMsg) check() error {
+	if m.Mode != "" && !CheckMode(m.Mode) {
+		return fmt.Errorf("mode %.20q", m.Mode)
+	}
 	if len(m.Tasks) == 0 || len(m.Tasks) > maxTasks {
 		return fmt.Errorf("%d tasks", len(m.Tasks))
 	}

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/lazymig/lazymig/ahead"
 	"github.com/lazymig/lazymig/restore/memory"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -175,6 +176,8 @@ func FuzzMessages(f *testing.F) {
 	f.Add(encode(prepareMsg{PIDs: []int32{1}}))
 	f.Add(encode(restoreMsg{Tasks: []memory.TaskMem{{ID: 1, Regions: []memory.Region{{Start: 4096, End: 8192}}}}}))
 	f.Add(piece("core-1.img", 0, "abc"))
+	f.Add(aheadMessage(ahead.Batch{ID: 1, Runs: []ahead.Run{{Addr: 4096, Pages: 1}}, Data: make([]byte, pageSize)}))
+	f.Add(goodMessages(&goodPages{task: 1, mask: 3, rep: 2})[0])
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, v := range []any{&prepareMsg{}, &restoreMsg{}, &progressMsg{}, &dialMsg{}, &stateMsg{}, &resumedMsg{}} {
@@ -190,6 +193,15 @@ func FuzzMessages(f *testing.F) {
 			}
 			_ = os.Remove(filepath.Join(dir, n)) // not there if it was early pages
 		}
+		k := newAheadSink(1 << 20)
+		_ = k.pages(b)
+		_ = k.mark(b)
+		if k.f != nil {
+			if fi, err := k.f.Stat(); err != nil || fi.Size() > 1<<20 {
+				t.Fatalf("%d bytes are kept, %v", fi.Size(), err)
+			}
+		}
+		k.close()
 		_, _ = decodeEarly(b)
 		_, _ = parseEntry(b)
 	})

@@ -13,25 +13,33 @@ import (
 
 // How memory gets to the target (SourceOptions.Mode).
 const (
-	ModePost = "post" // after the resume: what a thread waits for first, then the rest
-	ModeStop = "stop" // before the resume, all of it: nothing is lazy, and the pause is as long as memory is large
+	ModeAuto   = "auto"   // one of the others, as what is measured says
+	ModePost   = "post"   // after the resume: what a thread waits for first, then the rest
+	ModeHybrid = "hybrid" // ahead, while the tree runs at the source, and what was written since after the resume
+	ModePre    = "pre"    // ahead, again and again, until the rest fits SourceOptions.MaxDowntime; that before the resume
+	ModeStop   = "stop"   // before the resume, all of it: nothing is lazy, and the pause is as long as memory is large
 )
 
 // CheckMode says whether m is one.
-func CheckMode(m string) bool { return m == ModePost || m == ModeStop }
+func CheckMode(m string) bool {
+	return m == ModeAuto || m == ModePost || m == ModeHybrid || m == ModePre || m == ModeStop
+}
 
 // fills says whether the target takes all from the source before it asks for the grant.
-func fills(mode string) bool { return mode == ModeStop }
+func fills(mode string) bool { return mode == ModeStop || mode == ModePre }
 
 // errOldAgent says that the agent is of a release that knows no modes.
 var errOldAgent = errors.New("the agent is of a release before --mode: update it, or migrate with --mode post")
 
 // checkMode refuses a mode that the target does not know: it would resume the tree without its memory.
 func (s *Source) checkMode(there *preflight.Facts) error {
-	if s.opt.Mode != "" && s.opt.Mode != ModePost && !there.Features[preflight.Modes] {
-		return errOldAgent
+	switch {
+	case s.mode == "" || s.mode == ModePost || there.Features[preflight.Modes]:
+		return nil
+	case s.mode == ModeAuto:
+		return s.chosen(ModePost, "the agent knows no other")
 	}
-	return nil
+	return errOldAgent
 }
 
 // stallTime is how long nothing may come while the tree stands still and is filled.
@@ -39,12 +47,13 @@ const stallTime = restoreTime
 
 // fill is between restore and question in the modes where nothing may be missing when the tree runs: the same push as after a resume. The source
 // is told how far it is; by that it also sees that it goes on.
-func (t *Target) fill(ctx context.Context, s *session) error {
-	if !fills(t.msg.Mode) {
+func (t *Target) fill(ctx context.Context, s *session, mode string) error {
+	if !fills(mode) {
 		return nil
 	}
 	began := time.Now()
-	if err := t.capsule.StartDrain(); err != nil {
+	// What was copied ahead is here, and is placed after the resume: its faults need nobody else.
+	if err := t.capsule.StartDrain(t.ahead.kept()); err != nil {
 		return err
 	}
 	for {
@@ -59,8 +68,8 @@ func (t *Target) fill(ctx context.Context, s *session) error {
 				if err := s.send(wire.MsgProgress, t.progressOf(&e)); err != nil {
 					t.log.Warn("tell source", "err", err) // it is seen to be lost
 				}
-			case e.Kind == restore.EventDrained:
-				t.filled = &e
+			case e.Kind == restore.EventDrained, e.Kind == restore.EventFilled:
+				t.early(&e)
 				t.fillMS = ms(time.Since(began))
 				return nil
 			}
@@ -68,6 +77,32 @@ func (t *Target) fill(ctx context.Context, s *session) error {
 			return fmt.Errorf("fill memory: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// early keeps an event that belongs to a tree that runs, until it does.
+func (t *Target) early(e *restore.Event) {
+	if e.Kind == restore.EventDrained {
+		t.filled = e
+	}
+}
+
+// takeAhead gives the guardian what was copied ahead and is good, as the source says while the tree is restored.
+func (t *Target) takeAhead(ctx context.Context, m *restoreMsg) error {
+	if !m.Ahead {
+		t.ahead.close()
+		return nil
+	}
+	select {
+	case <-t.ahead.whole:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for what is good of the pages copied ahead: %w", context.Cause(ctx))
+	}
+	if !t.ahead.kept() {
+		return nil
+	}
+	err := t.capsule.Ahead(ctx, t.ahead.f, t.ahead.good)
+	t.ahead.close()
+	return err
 }
 
 // progressOf is what the source is told.

@@ -139,16 +139,21 @@ func (s *session) send(t wire.Type, v any) error {
 	return nil
 }
 
-// sendStream sends one message about a stream.
-func (s *session) sendStream(t wire.Type, stream uint32, offset uint64, p []byte) error {
+// sendParts sends one message whose payload is the parts.
+func (s *session) sendParts(t wire.Type, parts ...[]byte) error {
 	_ = s.c.Net().SetWriteDeadline(time.Now().Add(silence)) // as above
-	var e wire.Encoder
-	e.U32(stream)
-	e.U64(offset)
-	if err := s.c.Send(t, 0, 0, e.B, p); err != nil {
+	if err := s.c.Send(t, 0, 0, parts...); err != nil {
 		return fmt.Errorf("control connection: %w", err)
 	}
 	return nil
+}
+
+// sendStream sends one message about a stream.
+func (s *session) sendStream(t wire.Type, stream uint32, offset uint64, p []byte) error {
+	var e wire.Encoder
+	e.U32(stream)
+	e.U64(offset)
+	return s.sendParts(t, e.B, p)
 }
 
 // await waits for one kind of message, decodes it into v unless that is nil, and calls dial for requests to dial lanes meanwhile. An

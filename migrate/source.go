@@ -37,7 +37,8 @@ type SourceOptions struct {
 	With  []string `json:"with,omitempty"`
 	Local []string `json:"local,omitempty"`
 
-	Mode string `json:"mode,omitempty"` // ModePost if empty
+	Mode        string        `json:"mode,omitempty"`         // ModePost if empty
+	MaxDowntime time.Duration `json:"max_downtime,omitempty"` // for ModePre: what memory may take of it
 
 	Remote []string `json:"remote,omitempty"` // directories whose files stay here, clean, none in another
 
@@ -86,6 +87,10 @@ type Source struct {
 
 	pagesReady  chan struct{} // closed when pages is there
 	seeding     sync.WaitGroup
+	mode        string   // opt.Mode, or what auto has chosen
+	copy        *copying // nil: nothing is copied ahead
+	aheadRoom   uint64   // what the target keeps
+	good        chan goodResult
 	eagerShared bool   // the target can't take shared memory lazily
 	waited      uint64 // file operations up to the freeze
 
@@ -111,7 +116,7 @@ type Source struct {
 
 // NewSource makes a migration; emit gets every event.
 func NewSource(opt SourceOptions, emit func(Event), log *slog.Logger) *Source {
-	return &Source{opt: opt, budget: budget.New(opt.BwLimit), emit: emit, log: log.With("id", opt.ID), pagesReady: make(chan struct{})}
+	return &Source{opt: opt, mode: opt.Mode, budget: budget.New(opt.BwLimit), emit: emit, log: log.With("id", opt.ID), pagesReady: make(chan struct{})}
 }
 
 // stageError is a failure with the stage in which it happened.
@@ -183,6 +188,7 @@ func (s *Source) undo(cause error) error {
 			cause = errors.Join(cause, fmt.Errorf("thaw tree: %w", err))
 		}
 	}
+	s.copy.close() // writes are not tracked any more
 	if s.sess != nil {
 		_ = s.sess.send(wire.MsgAbort, nil) // if it is lost the target sees the connection end
 	}
@@ -210,6 +216,7 @@ func (s *Source) close() {
 		s.sess.close()
 	}
 	s.seeding.Wait()
+	s.copy.close()
 	s.stopJournal()
 	if s.files != nil {
 		_ = s.files.Close() // nothing is served any more
@@ -236,6 +243,9 @@ func (s *Source) untilGranted(ctx context.Context) error {
 	}
 	if err := s.prepare(ctx); err != nil {
 		return stage("prepare", err)
+	}
+	if err := s.copyAhead(ctx); err != nil {
+		return stage("ahead", err)
 	}
 	if err := s.findDatabases(); err != nil {
 		return stage("prepare", err)
@@ -329,6 +339,7 @@ func (s *Source) freeze(ctx context.Context) error {
 	s.times.DumpMS, s.times.MemoryBytes, s.times.TCPClosed = r.DumpMS, r.MemoryBytes, r.TCPClosed
 	s.waited = s.files.Stats().Waited
 	s.seeding.Go(s.seedFrozen) // beside the images
+	s.goodAhead()
 	s.recheckDatabases()
 	if err := s.servePages(); err != nil {
 		return err
@@ -360,8 +371,11 @@ func (s *Source) transfer() error {
 	if err != nil {
 		return err
 	}
-	m := restoreMsg{TCPClose: want.TCPClose, ShellJob: want.ShellJob, Fixups: want.Fixups, Tasks: taskMem(s.result), Stdio: streams, Databases: dbs, Locks: locks}
-	return s.sess.send(wire.MsgRestore, m)
+	m := restoreMsg{TCPClose: want.TCPClose, ShellJob: want.ShellJob, Fixups: want.Fixups, Tasks: taskMem(s.result), Stdio: streams, Databases: dbs, Locks: locks, Mode: s.mode, Ahead: s.good != nil}
+	if err := s.sess.send(wire.MsgRestore, m); err != nil {
+		return err
+	}
+	return s.sendGood()
 }
 
 // dialed does what a MsgDial asks for.

@@ -122,8 +122,8 @@ func (s *Source) prepare(ctx context.Context) error {
 	m := prepareMsg{
 		Host: host, HostName: tree.HostName, Memory: tree.MemoryPresent, Comm: tree.Tasks[0].Comm, Token: s.d.token,
 		OnSourceLoss: s.opt.OnSourceLoss, LossAfterMS: s.opt.LossAfter.Milliseconds(),
-		Cleartext: s.opt.Cleartext, Mode: s.opt.Mode,
-		Until: s.opt.Until, With: s.opt.With, Local: s.opt.Local, Remote: s.opt.Remote, RemoveFiles: s.opt.RemoveFiles,
+		Cleartext: s.opt.Cleartext,
+		Until:     s.opt.Until, With: s.opt.With, Local: s.opt.Local, Remote: s.opt.Remote, RemoveFiles: s.opt.RemoveFiles,
 		InPlace: s.opt.InPlace, Overwrite: s.opt.Overwrite,
 		CPUMax: tree.Cgroup.CPUMax, MemoryMax: limit(tree.Cgroup.MemoryMax), PidsMax: limit(tree.Cgroup.PidsMax),
 		Datagrams: want.Datagrams,

@@ -278,6 +278,7 @@ func (s *Source) drained(m progressMsg) {
 	if err := s.dump.KillTree(); err != nil {
 		s.notice("the frozen tree could not be killed: %v; it never runs again, but its memory is not free", err)
 	}
+	s.copy.close()
 	if s.pages != nil {
 		s.pages.DropObjects()
 	}

@@ -25,6 +25,7 @@ type Target struct {
 	rec     *Record
 	tmp     string // images, on tmpfs
 	sink    *imageSink
+	ahead   *aheadSink
 	fuse    *fuseDaemon
 	capsule *restore.Capsule
 	handler *restore.Handler
@@ -235,6 +236,7 @@ func (t *Target) untilGranted(ctx context.Context, s *session) error {
 			if !ok || e.Kind == restore.EventExited {
 				return errors.New("the capsule has ended before the grant")
 			}
+			t.early(&e)
 		case <-t.stop:
 			return errors.New("the agent ends")
 		case <-ctx.Done():
@@ -256,6 +258,8 @@ func (t *Target) beforeGrant(ctx context.Context, s *session, f frame) (bool, er
 			park.At(t.log, "images")
 		}
 		return false, t.sink.piece(f.p)
+	case wire.MsgAhead:
+		return false, t.ahead.pages(f.p)
 	case wire.MsgRestore:
 		var m restoreMsg
 		if err := decode(f.p, &m); err != nil {
@@ -301,7 +305,12 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	}
 	t.stdio.restored()
 	t.restoreMS = float64(time.Since(began).Microseconds()) / 1000
-	if err := t.beforeGrantAside(ctx, s, func(ctx context.Context) error { return t.fill(ctx, s) }); err != nil {
+	if err := t.beforeGrantAside(ctx, s, func(ctx context.Context) error {
+		if err := t.takeAhead(ctx, &m); err != nil {
+			return err
+		}
+		return t.fill(ctx, s, m.Mode)
+	}); err != nil {
 		return false, err
 	}
 	if err := t.writeGoing(); err != nil {

@@ -28,6 +28,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 		return err
 	}
 	t.sink = newImageSink(t.tmp)
+	t.ahead = newAheadSink(t.a.aheadRoom())
 	dev, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	if err != nil {
 		return fmt.Errorf("open /dev/fuse (is the fuse module there?): %w", err)
@@ -149,6 +150,7 @@ func (t *Target) cleanUp() error {
 // cleanup leaves nothing behind but the record.
 func (t *Target) cleanup() error {
 	t.stopDetach()
+	t.ahead.close()
 	if t.keep {
 		return nil
 	}

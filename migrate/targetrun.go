@@ -69,6 +69,7 @@ func (t *Target) awaitGrant(s *session) (bool, error) {
 			if err := heldEnds(e, ok); err != nil {
 				return false, err
 			}
+			t.early(&e)
 		case <-t.stop:
 			return false, errors.New("the agent ends; the tree that it held is killed and never ran")
 		}
@@ -137,7 +138,7 @@ func (t *Target) whileRunning() error {
 	if t.State() == Drained {
 		t.startDetach() // which an agent before this one has not come to
 	}
-	if err := t.capsule.StartDrain(); err != nil {
+	if err := t.capsule.StartDrain(false); err != nil {
 		t.log.Error("start drain", "err", err)
 	}
 	if t.filled != nil {
@@ -151,7 +152,7 @@ func (t *Target) event(e restore.Event) {
 	switch e.Kind {
 	case restore.EventProgress, restore.EventDrained:
 		if t.resumed == nil { // an agent before this one has filled the tree, and then asked: see whileRunning
-			t.filled = &e
+			t.early(&e)
 			return
 		}
 		m := t.progressOf(&e)

@@ -40,7 +40,8 @@ type Facts struct {
 	CPUModel  string          `json:"cpu_model"`
 	CPUFlags  []string        `json:"cpu_flags"`
 	MemTotal  uint64          `json:"mem_total"`
-	MemFree   uint64          `json:"mem_free"` // MemAvailable, and no more than a cgroup lets this process use
+	MemFree   uint64          `json:"mem_free"`             // MemAvailable, and no more than a cgroup lets this process use
+	AheadRoom uint64          `json:"ahead_room,omitempty"` // bytes that an agent keeps of memory that is copied ahead
 	PidMax    int             `json:"pid_max"`
 	StateDir  string          `json:"state_dir"`
 	StateFree uint64          `json:"state_free"` // bytes free below StateDir
@@ -78,13 +79,7 @@ func LocalFacts(ctx context.Context, opt HostOptions) Facts {
 		f.HostName, f.Kernel, f.Arch = unix.ByteSliceToString(u.Nodename[:]), unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Machine[:])
 	}
 	f.CPUModel, f.CPUFlags = readCPU(filepath.Join(proc, "cpuinfo"))
-	if b, err := readFile(filepath.Join(proc, "meminfo")); err == nil {
-		m := keyed(b)
-		f.MemTotal, f.MemFree = kib(m["MemTotal"]), kib(m["MemAvailable"])
-	}
-	if left, limited := memoryLeft(proc); limited {
-		f.MemFree = min(f.MemFree, left)
-	}
+	f.MemTotal, f.MemFree = memory(proc)
 	if b, err := readFile(filepath.Join(proc, "sys/kernel/pid_max")); err == nil {
 		f.PidMax = lastInt(string(b))
 	}
@@ -103,6 +98,23 @@ func LocalFacts(ctx context.Context, opt HostOptions) Facts {
 	}
 	f.readFeatures(proc)
 	return f
+}
+
+// MemoryFree is Facts.MemFree of now.
+func MemoryFree() uint64 {
+	_, free := memory("/proc")
+	return free
+}
+
+func memory(proc string) (total, free uint64) {
+	if b, err := readFile(filepath.Join(proc, "meminfo")); err == nil {
+		m := keyed(b)
+		total, free = kib(m["MemTotal"]), kib(m["MemAvailable"])
+	}
+	if left, limited := memoryLeft(proc); limited {
+		free = min(free, left)
+	}
+	return total, free
 }
 
 func readCPU(path string) (model string, flags []string) {

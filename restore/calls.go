@@ -156,11 +156,17 @@ func pidOf(pidfd *os.File) (int, error) {
 	return 0, fmt.Errorf("read pidfd: %w", unix.EINVAL)
 }
 
-// StartDrain lets all pages that are still at the source be pushed. Drained comes as an event.
-func (c *Capsule) StartDrain() error {
+// drainConfig is the body of opDrain.
+type drainConfig struct {
+	Hold bool // what was copied ahead is not placed yet
+}
+
+// StartDrain lets all pages that are still at the source be pushed, and those that were copied ahead be placed, now or, if hold is set, when it is called
+// again. Drained comes as an event, and with hold, before that, Filled.
+func (c *Capsule) StartDrain(hold bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	if _, _, err := c.call(ctx, opDrain, nil); err != nil {
+	if _, _, err := c.call(ctx, opDrain, drainConfig{hold}); err != nil {
 		return fmt.Errorf("start drain: %w", err)
 	}
 	return nil

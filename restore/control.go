@@ -20,7 +20,8 @@ const (
 	opOutlive  = "outlive"  // agent → guardian: the question is on disk; from now on the agent may go away
 	opAgain    = "again"    // next agent → guardian; the answer carries againAnswer, and a pidfd of the root task if it has been let go
 	opRelease  = "release"  // agent → guardian; the answer carries resumedAnswer and a pidfd of the root task
-	opDrain    = "drain"    // agent → guardian
+	opDrain    = "drain"    // agent → guardian: drainConfig
+	opAhead    = "ahead"    // agent → guardian; descriptors: memfd with pages, memfd that says which these are
 	opAttach   = "attach"   // agent → guardian; descriptor: a handler's socket
 	opKeep     = "keep"     // agent → guardian: keptName; descriptor
 	opDrop     = "drop"     // agent → guardian: keptName

@@ -12,6 +12,7 @@ type EventKind string
 // The kinds.
 const (
 	EventProgress    EventKind = "progress"     // Stats
+	EventFilled      EventKind = "filled"       // Stats: what is not there was copied ahead
 	EventDrained     EventKind = "drained"      // Stats: all memory is here
 	EventExited      EventKind = "exited"       // Status: the tree's root task has ended
 	EventHandlerLost EventKind = "handler-lost" // a new one is on its way

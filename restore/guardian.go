@@ -197,11 +197,17 @@ func (g *guardian) handle(m message, files []*os.File) {
 	case opRelease:
 		go g.doRelease(m)
 	case opDrain:
-		err := g.hub.drain()
+		var d drainConfig
+		err := json.Unmarshal(m.Body, &d)
 		if err == nil {
+			err = g.hub.drain(d.Hold)
+		}
+		if err == nil && !d.Hold {
 			g.startCollapse()
 		}
 		g.answer(m, err, nil)
+	case opAhead:
+		go func() { g.answer(m, g.takeAhead(files), nil) }()
 	case opAttach:
 		if len(files) != 1 {
 			fdpass.CloseAll(files)

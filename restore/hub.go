@@ -114,11 +114,14 @@ func (h *hub) lost(l *link) {
 	}
 }
 
-// drain starts the push and tells of its progress.
-func (h *hub) drain() error {
+// drain starts the push and tells of its progress. What was copied ahead is placed, too, now or when drain is called again, without hold.
+func (h *hub) drain(hold bool) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	e, again, tasks := h.engine, h.drains, h.tasks
+	if e != nil && !hold {
+		e.PlaceCopied()
+	}
 	h.drains = e != nil
 	switch {
 	case e == nil:
@@ -133,17 +136,24 @@ func (h *hub) drain() error {
 		h.surveyAll(e, tasks)
 		e.StartBulk()
 	})
-	h.wg.Go(func() { h.watch(e) })
+	h.wg.Go(func() { h.watch(e, hold) })
 	return nil
 }
 
 const progressEvery = 200 * time.Millisecond
 
-func (h *hub) watch(e *memory.Engine) {
+func (h *hub) watch(e *memory.Engine, hold bool) {
 	t := time.NewTicker(progressEvery)
 	defer t.Stop()
+	var filled <-chan struct{}
+	if hold {
+		filled = e.Filled()
+	}
 	for {
 		select {
+		case <-filled:
+			h.event(Event{Kind: EventFilled, Stats: e.Stats()})
+			filled = nil
 		case <-e.Drained():
 			h.event(Event{Kind: EventDrained, Stats: e.Stats()})
 			return

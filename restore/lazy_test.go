@@ -203,7 +203,7 @@ func TestLazyRestore(t *testing.T) {
 // drainAndEnd drains, kills the source, has all memory verified and lets the tree end.
 func (l lazyTree) drainAndEnd(t *testing.T) {
 	t.Helper()
-	if err := l.c.StartDrain(); err != nil {
+	if err := l.c.StartDrain(false); err != nil {
 		t.Fatal(err)
 	}
 	e := event(t, l.c, EventDrained)
@@ -275,7 +275,7 @@ func TestKillDraining(t *testing.T) {
 	l.release(t)
 	l.running(t)
 	l.s.cut()
-	if err := l.c.StartDrain(); err != nil {
+	if err := l.c.StartDrain(false); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.c.Close(); err != nil {
@@ -304,7 +304,7 @@ func TestHandlerKilled(t *testing.T) {
 	for range 10 {
 		kill()
 	}
-	if err := l.c.StartDrain(); err != nil {
+	if err := l.c.StartDrain(false); err != nil {
 		t.Fatal(err)
 	}
 	for range 10 {
@@ -319,7 +319,7 @@ func TestLanesCut(t *testing.T) {
 	kerneltest.NeedRoot(t)
 	l := held(t, startTree(t, 64))
 	l.release(t)
-	if err := l.c.StartDrain(); err != nil {
+	if err := l.c.StartDrain(false); err != nil {
 		t.Fatal(err)
 	}
 	for range 5 {

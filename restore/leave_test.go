@@ -18,7 +18,7 @@ func TestLeave(t *testing.T) {
 		t.Fatal("a guardian that is needed has left")
 	}
 	l.release(t)
-	if err := l.c.StartDrain(); err != nil {
+	if err := l.c.StartDrain(false); err != nil {
 		t.Fatal(err)
 	}
 	event(t, l.c, EventDrained)

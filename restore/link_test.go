@@ -382,7 +382,7 @@ func TestAttachAtTheEnd(t *testing.T) {
 	if err := h.attach(peer); !errors.Is(err, errClosing) {
 		t.Errorf("attach after close: %v", err)
 	}
-	if err := h.drain(); !errors.Is(err, errClosing) {
+	if err := h.drain(false); !errors.Is(err, errClosing) {
 		t.Errorf("drain after close: %v", err)
 	}
 }

@@ -36,6 +36,8 @@ const (
 	MsgDetached  Type = 121 // target: the tree needs nothing of the source any more
 	MsgStays     Type = 122 // target: the tree stays with its forwarded files, and why; or what alone it needs
 	MsgFiles     Type = 123 // target: how far the files are
+	MsgAhead     Type = 124 // memory of the running tree; binary, as the next (see package migrate)
+	MsgAheadGood Type = 125 // which of it is as it is in the frozen tree
 	MsgCheck     Type = 113 // what can the target do?
 	MsgCheckAns  Type = 114
 )

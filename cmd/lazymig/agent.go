@@ -17,6 +17,7 @@ func agentCommand() *cli.Command {
 			&cli.StringFlag{Name: "listen", Usage: "`ADDR:PORT`"},
 			&cli.StringSliceFlag{Name: "allow", Usage: "`NAME` of a certificate that may connect (repeatable; default: all of this CA)"},
 			&cli.BoolFlag{Name: "allow-cleartext", Usage: "take pages and files unencrypted from who asks for it with --cleartext: for links that are encrypted already"},
+			&cli.StringFlag{Name: "ahead-memory", Usage: "most `BYTES`, with K, M or G, that are kept of memory that comes ahead of one process (default: three quarters of what is free)"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(),
 			&cli.BoolFlag{Name: "debug", Usage: "log more"},
 		},
@@ -26,6 +27,10 @@ func agentCommand() *cli.Command {
 			}
 			if err := address(c, "listen"); err != nil {
 				return err
+			}
+			room, err := parseRate(c.String("ahead-memory"))
+			if err != nil {
+				return usage("--ahead-memory %q: %v", c.String("ahead-memory"), err)
 			}
 			exe, err := self()
 			if err != nil {
@@ -37,7 +42,7 @@ func agentCommand() *cli.Command {
 			}
 			a, err := migrate.NewAgent(migrate.AgentOptions{
 				Listen: c.String("listen"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"), Allow: c.StringSlice("allow"), Clear: c.Bool("allow-cleartext"),
-				Exe: exe, CRIUPath: path, CRIUPref: prefix, Log: logger(c.Bool("debug"), true),
+				AheadMemory: room, Exe: exe, CRIUPath: path, CRIUPref: prefix, Log: logger(c.Bool("debug"), true),
 			})
 			if err != nil {
 				return err

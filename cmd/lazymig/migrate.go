@@ -29,7 +29,8 @@ func migrateCommand() *cli.Command {
 			&cli.StringFlag{Name: "until", Value: migrate.UntilDetached, Usage: "`HOW` far: resumed (it runs there), drained (all memory is there) or detached (its files, too, and nothing of lazymig is left; if that can't be it stays drained, which is an error only if detached was asked for)"},
 			&cli.StringSliceFlag{Name: "with", Usage: "a `PATH` that comes along with all that is in it, used or not (repeatable)"},
 			&cli.StringSliceFlag{Name: "local", Usage: "a directory `PATH` that is the target's own there (repeatable)"},
-			&cli.StringFlag{Name: "mode", Value: migrate.ModePost, Usage: "`HOW` memory gets there: post (after the resume, what is needed first) or stop (all of it before the resume: nothing is missing then, but the pause grows with memory)"},
+			&cli.StringFlag{Name: "mode", Value: migrate.ModePost, Usage: "`HOW` memory gets there: post (after the resume, what is needed first), hybrid (ahead, while the process runs here, and what it wrote since after the resume), pre (ahead, until the rest fits --max-downtime; nothing comes from here after the resume) or stop (all of it before the resume; the pause grows with memory); auto measures writes and line, and says what it has chosen and why"},
+			&cli.DurationFlag{Name: "max-downtime", Value: 300 * time.Millisecond, Usage: "for --mode pre: what memory may `TAKE` of the pause"},
 			&cli.StringSliceFlag{Name: "remote", Usage: "a directory `PATH` that stays here: the process goes on using it over the network when all else has moved (repeatable)"},
 			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "`WHERE` standard streams go that others hold too: relay (to where they went, by the source), journal (the target's), null, or a file on the target"},
 			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "`WHAT` is done when this host is gone before all has moved: wait (for ever), or kill the process on the target after --source-loss-after"},
@@ -57,7 +58,7 @@ func doMigrate(c *cli.Context) error {
 		return usage("--until %q: resumed, drained or detached", until)
 	}
 	if m := c.String("mode"); !migrate.CheckMode(m) {
-		return usage("--mode %q: post or stop", m)
+		return usage("--mode %q: auto, post, hybrid, pre or stop", m)
 	}
 	if c.Bool("remove-source-files") && len(c.StringSlice("with")) == 0 {
 		return usage("--remove-source-files removes what --with names: there is none")
@@ -112,7 +113,7 @@ func doMigrate(c *cli.Context) error {
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
-		Mode: c.String("mode"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"),
+		Mode: c.String("mode"), MaxDowntime: c.Duration("max-downtime"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"),
 	}, logTo)
 	if err != nil {
 		return err
@@ -267,6 +268,13 @@ func (p *printer) print(e migrate.Event) {
 		fmt.Printf("migration %s: both hosts are ready\n", e.ID)
 	case "notice":
 		fmt.Printf("  note: %s\n", e.Text)
+	case "chosen":
+		fmt.Printf("  mode %s: %s\n", e.Mode, e.Text)
+		if e.Forecast != nil {
+			fmt.Printf("    expected: %s\n", e.Forecast)
+		}
+	case "ahead":
+		p.ahead(e)
 	case "frozen":
 		p.total = e.MemoryBytes
 		fmt.Println("  frozen")
@@ -301,10 +309,21 @@ func (p *printer) print(e migrate.Event) {
 			fmt.Printf("    kept: %s\n", k)
 		}
 	case "done":
+		if e.Forecast != nil {
+			fmt.Printf("  was: frozen for %.0f ms, %.1f s before and %.1f s after that, %d MB sent; expected: %s\n", e.DowntimeMS, e.AheadMS/1000, e.DrainMS/1000, e.BytesSent>>20, e.Forecast)
+		}
 	case "exited":
 		fmt.Printf("  the process has ended on the target (wait status %d)\n", *e.Status)
 	case "failed": // the error that the command returns tells it
 	}
+}
+
+// ahead tells of memory that comes while the process runs here.
+func (p *printer) ahead(e migrate.Event) {
+	if e.AheadMS == 0 {
+		return // a round of several
+	}
+	fmt.Printf("  copied ahead in %.2f s, %d rounds: %d MB; %s\n", e.AheadMS/1000, e.Rounds, e.AheadBytes>>20, e.Text)
 }
 
 // filled is the time for memory that came before the resume.

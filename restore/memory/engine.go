@@ -133,6 +133,9 @@ type Engine struct {
 	closing   []*uffd // to be closed when the lock is released
 	stats     counters
 	shortage  shortage
+	buffer    *buffer       // what was copied before the freeze, and has not been placed; nil: nothing
+	filled    chan struct{} // nil: nobody has asked
+	full      bool          // filled is closed
 	done      bool
 	closed    bool
 }
@@ -342,6 +345,7 @@ func (e *Engine) Close() error {
 	if !e.closed {
 		e.closed = true
 		e.bringer = nil
+		e.endCopied()
 		for _, m := range e.mms {
 			e.dropMM(m)
 		}

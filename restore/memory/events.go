@@ -84,6 +84,9 @@ func (e *Engine) loop(ep int) {
 		e.read(readable)
 		e.endFailed()
 		more := e.work()
+		if rest := e.placeSome(); rest > 0 && (next == 0 || rest < next) {
+			next = rest
+		}
 		e.endFailed()
 
 		timeout = -1

@@ -14,6 +14,7 @@ type region struct {
 	views  []*view       // one for each mm that has, or had, pages of it
 	flight *bitset       // pages that the bulk has asked for
 	urgent map[int]*want // pages that a fault has asked for
+	copied *copiedRegion // nil: nothing of it is in the buffer
 }
 
 // view is what one mm has of one region: a page whose bit is set was filled or dropped, and will never be taken again.

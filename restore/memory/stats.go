@@ -33,13 +33,14 @@ type Stats struct {
 	Left         uint64 // pages missing in all mms
 	Outstanding  int    // wants not answered
 	Spaces       int    // mms with an open userfaultfd
+	CopiedPages  uint64 // that came before the freeze
 	Drained      bool
 }
 
 type counters struct {
-	faults, zeroFaults, prefetched, prefetchHits, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, forksHeld, events, misfits, guarded, absent, unproven, strays, unsure uint64
-	latency                                                                                                                                                                                         histogram
-	drained                                                                                                                                                                                         bool
+	faults, zeroFaults, prefetched, prefetchHits, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, forksHeld, events, misfits, guarded, absent, unproven, strays, unsure, copied uint64
+	latency                                                                                                                                                                                                 histogram
+	drained                                                                                                                                                                                                 bool
 }
 
 // Stats counts up to now.
@@ -52,7 +53,7 @@ func (e *Engine) Stats() Stats {
 		Prefetched: c.prefetched, PrefetchHits: c.prefetchHits,
 		PagesCopied: c.pagesCopied, BytesCopied: c.pagesCopied * pageSize, ZeroPages: c.pagesZero, GuardPages: c.guards,
 		DroppedPages: c.dropped, ErrorPages: c.errorPages, LostPages: c.lost, Failures: c.failures, Forks: c.forks, ForksHeld: c.forksHeld,
-		Events: c.events, Misfits: c.misfits, StrayPages: c.strays, UnsureDrops: c.unsure, GuardedPages: c.guarded, AbsentPages: c.absent, Unproven: c.unproven, Outstanding: len(e.wants), Spaces: len(e.mms), Drained: c.drained,
+		Events: c.events, Misfits: c.misfits, StrayPages: c.strays, UnsureDrops: c.unsure, CopiedPages: c.copied, GuardedPages: c.guarded, AbsentPages: c.absent, Unproven: c.unproven, Outstanding: len(e.wants), Spaces: len(e.mms), Drained: c.drained,
 	}
 	for _, m := range e.mms {
 		s.Left += uint64(m.missing)

@@ -28,6 +28,8 @@ type bulk struct {
 	at      int       // in todo
 	page    int
 	flying  int     // wants
+	pages   int     // that they are for
+	filled  int     // flying when the window was filled last
 	recent  []piece // places of the last faults, the newest last
 	resumes time.Time
 }
@@ -56,6 +58,7 @@ func (e *Engine) newWant(r *region, page, n int, urgent bool) *want {
 	} else {
 		r.flight.set(page, page+n)
 		e.bulk.flying++
+		e.bulk.pages += n
 	}
 	return w
 }
@@ -81,6 +84,7 @@ func (e *Engine) forget(w *want) {
 	}
 	w.r.flight.clear(w.page, w.page+w.n)
 	e.bulk.flying--
+	e.bulk.pages -= w.n
 }
 
 // await has faults wait for w at pages that it brings.
@@ -93,7 +97,7 @@ func (r *region) await(w *want, page, n int) {
 // askUrgent asks for the page, and the missing ones around it, unless a fault already has. That the bulk has asked for it
 // does not count: it may be behind a megabyte of other pages.
 func (e *Engine) askUrgent(r *region, page int) {
-	if r.urgent[page] != nil {
+	if r.urgent[page] != nil || e.fromCopied(r, page) {
 		return
 	}
 	pl := e.predictor.fault(r, page)
@@ -163,11 +167,12 @@ func (r *region) complete() bool {
 // pump keeps the window of bulk wants full, or nearly: several at once wake the handler once.
 func (e *Engine) pump() {
 	b := &e.bulk
-	if !b.on || e.closed || b.flying > e.opt.Window/2 || e.parked > maxParked || time.Now().Before(b.resumes) {
+	if !b.on || e.closed || b.flying > b.filled/2 || e.parked > maxParked || time.Now().Before(b.resumes) {
 		return
 	}
 	e.pumpRecent()
-	for dry := 0; b.flying < e.opt.Window && dry <= len(b.todo) && len(b.todo) > 0; {
+	defer func() { b.filled = b.flying }()
+	for dry := 0; !b.full(&e.opt) && dry <= len(b.todo) && len(b.todo) > 0; {
 		if b.at >= len(b.todo) {
 			b.at, b.page = 0, 0
 		}
@@ -187,6 +192,14 @@ func (e *Engine) pump() {
 		dry = 0
 		b.page = e.askBulk(r, first)
 	}
+}
+
+// smallWants is how many times as many wants may fly if they are small: what is missing lies scattered after a copy ahead.
+const smallWants = 4
+
+// full says that enough is asked for: a window of large wants, or more small ones.
+func (b *bulk) full(o *Options) bool {
+	return b.flying >= smallWants*o.Window || b.flying >= o.Window && b.pages >= o.Window*o.BulkPages/2
 }
 
 // askBulk asks for missing pages from first on, and says where it ended.
@@ -381,6 +394,7 @@ func (e *Engine) finish() {
 	if !e.bulk.on || e.bulk.flying < 0 {
 		return
 	}
+	e.lookFilled()
 	for _, m := range e.mms {
 		if m.own == nil && m.settled && len(m.parked) == 0 && len(m.batch) == 0 && m.whole() && (!m.shares || e.sharedLeft() == 0) {
 			if !e.mayClose(m) {
