@@ -28,6 +28,12 @@ func (b *bench) moveInClear(ctx context.Context, l *lab.Lab, p *process) (*outco
 	return b.migrate(ctx, l, p, []string{"--allow-cleartext"}, []string{"--cleartext"})
 }
 
+func moveByMode(mode string) func(*bench, context.Context, *lab.Lab, *process) (*outcome, error) {
+	return func(b *bench, ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
+		return b.migrate(ctx, l, p, nil, []string{"--mode", mode})
+	}
+}
+
 // migrate runs the very commands of a user.
 func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, args []string) (_ *outcome, err error) {
 	agent := l.B.Command(ctx, b.lazymig, append([]string{"agent", "--listen", l.B.Addr + ":" + agentPort, "--tls-dir", b.keys}, agentArgs...)...)
@@ -96,6 +102,7 @@ func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, 
 		case "done":
 			o.dumpMS, o.transferMS, o.restoreMS, o.grantMS = e.DumpMS, e.TransferMS, e.RestoreMS, e.GrantMS
 			o.bytes, o.faultP50, o.faultP99, drainMS = e.MemoryBytes, e.FaultP50US, e.FaultP99US, e.DrainMS
+			o.sent, o.aheadMS = e.BytesSent, e.AheadMS
 		}
 	}
 	if o.pid == 0 || drainMS == 0 || o.frozen.IsZero() {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/lazymig/lazymig/keys"
 	"github.com/lazymig/lazymig/lab"
+	"github.com/lazymig/lazymig/migrate"
 	"github.com/lazymig/lazymig/setup"
 )
 
@@ -79,6 +80,9 @@ var systems = []struct {
 }{
 	{"lazymig", "lazymig", (*bench).moveByLazymig},
 	{"cleartext", "lazymig --cleartext", (*bench).moveInClear},
+	{"hybrid", "lazymig --mode hybrid", moveByMode(migrate.ModeHybrid)},
+	{"pre", "lazymig --mode pre", moveByMode(migrate.ModePre)},
+	{"stop", "lazymig --mode stop", moveByMode(migrate.ModeStop)},
 	{"stock", "CRIU lazy-pages", (*bench).moveByStock},
 	{"plain", "CRIU dump, copy, restore", (*bench).moveByPlain},
 }

@@ -50,6 +50,8 @@ type outcome struct {
 	// What lazymig says of itself; zero for the others.
 	downtimeMS, dumpMS, transferMS, restoreMS, grantMS float64
 	faultP50, faultP99                                 float64
+	aheadMS                                            float64
+	sent                                               uint64
 	// resultOn is the host whose file system the workload writes to.
 	resultOn *lab.Host
 	pid      int          // in B

@@ -62,9 +62,24 @@ var figures = []struct {
 	{"downtime_ms as lazymig says", "%.1f", func(o *outcome) float64 { return zeroIsNone(o.downtimeMS) }},
 	{"longest pause of all, ms", "%.1f", func(o *outcome) float64 { return o.longestMS }},
 	{"drain, MB/s", "%.0f", func(o *outcome) float64 { return zeroIsNone(o.drainMBs()) }},
-	{"fault p50, µs", "%.0f", func(o *outcome) float64 { return quantile(o.faultUS, 0.5) }},
-	{"fault p99, µs", "%.0f", func(o *outcome) float64 { return quantile(o.faultUS, 0.99) }},
+	{"resumed to drained, ms", "%.0f", func(o *outcome) float64 { return zeroIsNone(float64(o.drained.Sub(o.resumed).Microseconds()) / 1000) }},
+	{"memory copied ahead, for ms", "%.0f", func(o *outcome) float64 { return zeroIsNone(o.aheadMS) }},
+	{"bytes sent / memory", "%.2f", func(o *outcome) float64 { return zeroIsNone(float64(o.sent) / float64(o.bytes)) }},
+	{"faults of the toucher, ms in all", "%.0f", func(o *outcome) float64 { return sum(o.faultUS) / 1000 }},
+	{"fault p50, µs", "%.0f", faultAt(0.5)},
+	{"fault p99, µs", "%.0f", faultAt(0.99)},
 	{"CPU, s", "%.2f", func(o *outcome) float64 { return o.cpuSeconds }},
+}
+
+func faultAt(q float64) func(*outcome) float64 {
+	return func(o *outcome) float64 { return quantile(o.faultUS, q) }
+}
+
+func sum(l []float64) (s float64) {
+	for _, f := range l {
+		s += f
+	}
+	return s
 }
 
 func zeroIsNone(f float64) float64 {
@@ -95,19 +110,36 @@ func (r *report) markdown() string {
 		"it says --cleartext. MB/s from resumed to drained. \"ratio\" is lazymig / CRIU lazy-pages, with encryption and (in brackets) without.\n")
 	for _, mb := range r.sizes {
 		fmt.Fprintf(&b, "\n## %d MB\n\n| |", mb)
+		shown := 0
 		for _, s := range systems {
-			fmt.Fprintf(&b, " %s |", s.what)
+			if r.measured(s.name) {
+				fmt.Fprintf(&b, " %s |", s.what)
+				shown++
+			}
 		}
-		b.WriteString(" ratio |\n|---|" + strings.Repeat("---|", len(systems)+1) + "\n")
+		b.WriteString(" ratio |\n|---|" + strings.Repeat("---|", shown+1) + "\n")
 		for _, f := range figures {
 			fmt.Fprintf(&b, "| %s |", f.name)
 			for _, s := range systems {
+				if !r.measured(s.name) {
+					continue
+				}
 				fmt.Fprintf(&b, " %s |", cell(f.format, r.median(s.name, mb, f.of)))
 			}
 			fmt.Fprintf(&b, " %s (%s) |\n", cell("%.2f", r.ratio("lazymig", mb, f.of)), cell("%.2f", r.ratio("cleartext", mb, f.of)))
 		}
 	}
 	return b.String()
+}
+
+// measured says whether a system was moved by at all.
+func (r *report) measured(system string) bool {
+	for k := range r.moves {
+		if k.system == system {
+			return true
+		}
+	}
+	return false
 }
 
 // ratio is how much of stock CRIU's figure a system's is.
@@ -131,8 +163,8 @@ func (r *report) lastLine(w io.Writer) error {
 		"downtime_ms": down, "stock_downtime_ms": stock,
 		"drain_ratio":           number(r.ratio("lazymig", most, (*outcome).drainMBs)),
 		"cleartext_drain_ratio": clear,
-		"fault_p50_ratio":       number(r.ratio("lazymig", most, figures[4].of)),
-		"fault_p99_ratio":       number(r.ratio("lazymig", most, figures[5].of)),
+		"fault_p50_ratio":       number(r.ratio("lazymig", most, faultAt(0.5))),
+		"fault_p99_ratio":       number(r.ratio("lazymig", most, faultAt(0.99))),
 	})
 	if err != nil {
 		return fmt.Errorf("print result: %w", err)
