@@ -6,7 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
+
+	"github.com/lazymig/lazymig/lab"
 )
 
 // killSource kills the source's process, and nothing else of lazymig.
@@ -179,10 +180,14 @@ func TestAgentKilledStreams(t *testing.T) {
 	r.clean()
 }
 
-// killSourceHost kills all of lazymig on A but a command that only follows: first who would start another.
-func (r *rig) killSourceHost() {
+// killSourceHost kills all of lazymig on A but a command that only follows.
+func (r *rig) killSourceHost() { r.t.Helper(); r.killSide(r.l.A) }
+
+// killSide kills all that serves a source. They are stopped before, so that nobody is there who would see another's end.
+func (r *rig) killSide(h *lab.Host) {
 	r.t.Helper()
-	r.sh(r.l.A, "pkill -KILL -f 'lazymig [w]arden' && pkill -KILL -f 'lazymig ([s]ource|[r]ecover)'")
+	const all = "'lazymig ([w]arden|[s]ource|[r]ecover)'"
+	r.sh(h, "pkill -STOP -f "+all+"; pkill -KILL -f "+all)
 }
 
 // id is of A's only migration.
@@ -206,20 +211,12 @@ func TestRecover(t *testing.T) {
 	if out := r.sh(r.l.A, r.lazymig+" recover"); !strings.Contains(out, "does not answer") {
 		t.Errorf("recover shows %q", out)
 	}
-	rec := r.l.A.Command(r.ctx, r.lazymig, "recover", "--json", r.id())
-	var log logBuffer
-	rec.Stdout, rec.Stderr = &log, &log
-	rec.WaitDelay = time.Millisecond // its warden has them, too
-	if err := rec.Start(); err != nil {
-		t.Fatal(err)
-	}
+	rec := r.recover(r.id())
 	r.eventually("memory to be moved", func() bool {
 		return slices.Equal(r.states(r.l.A), []string{"source drained"}) && slices.Equal(r.states(r.l.B), []string{"target drained"})
 	})
 	r.sh(r.l.B, "pkill -KILL -f '[w]hile :; do :; done'")
-	if err := rec.Wait(); err != nil {
-		t.Errorf("recover: %v\n%s", err, log.String())
-	}
+	rec.over()
 	r.clean()
 }
 

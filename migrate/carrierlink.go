@@ -112,6 +112,7 @@ func (l *carrierLink) listen() {
 			if b[0] != carrierDrop {
 				return false
 			}
+			fdpass.CloseAll(files)
 			var which []uint32
 			if err := json.Unmarshal(b[1:], &which); err == nil && len(which) > 0 {
 				l.drop(which)

@@ -51,6 +51,7 @@ func sourceLimits() confine.Limits {
 
 // confineServing is from the grant on: what is left to be done is to serve, and to kill the frozen tree. No program is started any more.
 func (s *Source) confineServing() {
+	s.warden.seal()
 	if err := confine.Refuse(confine.Never()...); err != nil {
 		s.log.Warn("serve without a filter of system calls", "err", err)
 	}

@@ -43,12 +43,24 @@
 //
 // # Who goes on after a kill -9
 //
-// On the source the warden (warden.go) stands beside the process that carries the migration out, and holds what would be lost with that. After the grant it starts another, which
-// takes the frozen tree up again (sourceresume.go), gets the rest from the warden, and dials; the target does not tell it from a source whose connection was cut.
-// On the target guardian, FUSE daemon and carrier of standard streams (carrier.go) outlive an agent from the question on. The next agent finds them by sockets beside the
-// record, starts another handler, which has nothing to lose, and goes on where the record and the guardian say (targetresume.go).
-// Before the grant the keeper thaws, and the warden says so to the target for as long as it takes. A record's lock sees to it that one process at a time
-// drives a migration; tasks are known by PID, start and boot.
+//	process       before the grant                     from the grant (source), the question for it (target) on
+//	source        keeper thaws, warden tells target    warden starts another (sourceresume.go)
+//	keeper        nobody, the tree goes on             is not needed any more
+//	warden        source starts another                spare one takes its place (wardens.go); standard streams end
+//	spare warden  warden starts another                warden starts another
+//	source and    keeper thaws; the target's           a person, by `lazymig recover` (recover.go): files are found by what is written
+//	warden        connection ends, so it gives up      down of them (sourcejournal.go)
+//	agent         the migration is given up            whoever starts agents; it takes all up (targetresume.go)
+//	handler       agent starts another                 agent starts another: it has nothing to lose
+//	FUSE daemon   the migration is given up            its keeper starts another (fusekeeper.go)
+//	FUSE keeper   agent starts daemon and keeper       agent starts daemon and keeper
+//	carrier       the migration is given up            nobody: what it had read is lost, so the tree waits at the streams' ends
+//	guardian      the migration is given up            nobody: the capsule ends with it
+//
+// On the source the warden (warden.go) stands beside the process that carries the migration out, and holds what would be lost with that. The process that it starts
+// takes the frozen tree up again, gets the rest from the warden, and dials; the target does not tell it from a source whose connection was cut.
+// On the target the next agent finds guardian, FUSE daemon and carrier by sockets beside the record, starts another handler, and goes on where the record and the guardian say.
+// A record's lock sees to it that one process at a time drives a migration; tasks are known by PID, start and boot.
 //
 // A source may take a tree back after the grant only if the target proves that it never ran: its "aborted" is on disk after what it held is dead, and it says aborted
 // to nobody before. The source's own "aborted" is on disk before it thaws. It does so by itself (Source.takeBack) when the target had to give up: its agent was told to end, or

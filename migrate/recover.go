@@ -29,13 +29,8 @@ func Recover(ctx context.Context, stateDir string, id wire.ID, tlsDir string, em
 	if _, err := Ask(stateDir, id, "status"); err == nil {
 		return fmt.Errorf("recover migration %v: %w", id, ErrServed)
 	}
-	link, err := startWarden(g.Options.Exe, stateDir, id, log)
+	s, err := resumeSource(stateDir, id, &handedOver{kept: map[string]*kept{}, recovers: true}, emit, log)
 	if err != nil {
-		return err
-	}
-	s, err := resumeSource(stateDir, id, &handedOver{link: link, kept: map[string]*kept{}, recovers: true}, emit, log)
-	if err != nil {
-		link.over()
 		return err
 	}
 	return (&viewEnd{}).run(s, func() error { return s.goOn(ctx) })

@@ -77,7 +77,7 @@ type Source struct {
 	lanes   lanes
 	guest   *guest // nil: the tree has not come by a migration
 	sess    *session
-	warden  *wardenLink
+	warden  *wardens
 	view    *os.File // the socket to whoever follows the migration, for the warden to keep; nil: nobody does
 	streams sourceStreams
 	going   going

@@ -45,12 +45,13 @@ func (j *sourceJournal) Send(b []byte, fds ...int) error {
 	return nil
 }
 
-// journaling writes the journal anew when its file has become long.
+// journaling writes the journal anew when its file has become long, or another warden is to have it.
 type journaling struct {
-	full chan struct{}
-	stop chan struct{}
-	done chan struct{}
-	file *remotefs.JournalFile
+	full  chan struct{}
+	stop  chan struct{}
+	done  chan struct{}
+	file  *remotefs.JournalFile
+	alone bool // there is no warden any more, nor will be
 }
 
 // startJournal is when the file server is there.
@@ -60,9 +61,23 @@ func (s *Source) startJournal() {
 	go func() {
 		defer close(s.journal.done)
 		for {
+			lost, spareLost := s.warden.losses()
+			if s.journal.alone {
+				lost, spareLost = nil, nil
+			}
 			select {
 			case <-s.journal.full:
 				s.writeJournal()
+			case <-lost:
+				if err := s.warden.replace(); err != nil {
+					s.log.Error("replace warden", "err", err)
+					s.journal.alone = errors.Is(err, errNoWarden)
+					continue
+				}
+				s.writeJournal()
+			case <-s.warden.spared: // to look at its end, too
+			case <-spareLost:
+				s.warden.another(s.journal.stop)
 			case <-s.journal.stop:
 				return
 			}
@@ -72,7 +87,7 @@ func (s *Source) startJournal() {
 
 // writeJournal begins with all that there is.
 func (s *Source) writeJournal() {
-	j := &sourceJournal{warden: journalTo{s.warden.sock}, lost: s.journalLost}
+	j := &sourceJournal{warden: journalTo{s.warden.link().sock}, lost: s.journalLost}
 	old := s.journal.file
 	var err error
 	if j.file, err = s.files.NewJournalFile(filesPath(s.opt.StateDir, s.opt.ID), func() {
@@ -91,8 +106,8 @@ func (s *Source) writeJournal() {
 }
 
 func (s *Source) journalLost(what string, err error) {
-	if what == "warden" {
-		s.wardenLost(err)
+	if what == "warden" { // its link tells, too, and another takes its place
+		s.log.Debug("write journal of files", "err", err)
 		return
 	}
 	s.log.Error("what the tree has open can't be written down: should this process and its warden be killed, its files are not served any more", "err", err)

@@ -94,7 +94,7 @@ func (s *Source) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	if s.warden, err = startWarden(s.opt.Exe, s.opt.StateDir, s.opt.ID, s.log); err != nil {
+	if s.warden, err = startWardens(s.opt.Exe, s.opt.StateDir, s.opt.ID, s.log); err != nil {
 		return err
 	}
 	if s.view != nil {
@@ -170,11 +170,6 @@ func (s *Source) serve() error {
 		return err
 	}
 	return s.warden.keep(keptGuest, nil, s.guest.life)
-}
-
-// wardenLost is told when the warden can't be told anything any more.
-func (s *Source) wardenLost(err error) {
-	s.log.Error("the warden is gone: should this process be killed, nobody takes the migration up", "err", err)
 }
 
 // servePages makes the page server, of exactly the tasks that were dumped; lanes that have been dialed wait for it.

@@ -41,7 +41,7 @@ func resumeMain(log *slog.Logger) error {
 		return err
 	}
 	v := &viewEnd{}
-	if f := h.take(keptView); f != nil {
+	if f := h.view(); f != nil {
 		if v.sock, err = fdpass.New(f); err != nil {
 			return err
 		}
@@ -98,9 +98,16 @@ func resumeSource(stateDir string, id wire.ID, h *handedOver, emit func(Event), 
 	s.result.FrozenAt = g.Frozen
 	s.clock, s.times, s.grant = clockOffset{offset: g.Clock, err: g.ClockOK}, g.Times, k.entered(Granted)
 	s.lanes.redial, s.going = true, *g
-	s.warden, s.held = h.link, h.held()
+	if s.warden, err = h.takeWarden(g.Options.Exe, stateDir, id, s.log); err != nil {
+		s.rec.Close()
+		return nil, err
+	}
+	s.held = h.held()
 	if err := s.takeUp(g, h); err != nil {
-		s.warden = nil // it tries again
+		if h.link != nil {
+			s.warden.leave() // it tries again
+			s.warden = nil
+		}
 		s.close()
 		return nil, err
 	}
@@ -150,7 +157,7 @@ func (s *Source) takeUp(g *going, h *handedOver) (err error) {
 		}
 	}
 	if h.Streams {
-		s.relay = s.warden.relay
+		s.relay = s.warden.link().relay
 	} else if h.recovers {
 		s.lostStreams()
 	} else if alive && s.state == Granted { // the one before did not come to it
@@ -243,7 +250,7 @@ func (s *Source) hold() ([]*os.File, []posixLock, error) {
 		}
 	}
 	if kerr := s.warden.keep(keptFiles, list, files...); kerr != nil {
-		s.wardenLost(kerr)
+		s.log.Warn("let warden keep descriptors of the tree", "err", kerr) // the next one is told
 	}
 	return files, locks, err
 }

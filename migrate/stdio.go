@@ -289,11 +289,12 @@ func (s *Source) startRelay() {
 		return
 	}
 	s.soleSockets()
-	if err := s.warden.streams(s.streams.specs, s.streams.files); err != nil {
+	link := s.warden.link()
+	if err := link.streams(s.streams.specs, s.streams.files); err != nil {
 		s.notice("standard streams are not carried: %v", err)
 	}
 	s.streams.close()
-	s.relay = s.warden.relay
+	s.relay = link.relay
 	s.mu.Lock()
 	s.carries = true
 	s.mu.Unlock()

@@ -22,7 +22,8 @@ import (
 const WardenArg = "warden"
 
 // The warden is a process beside the source's own that holds what would be lost with it: the file server's state (remotefs.Standby), the relay of standard
-// streams, and copies of descriptors. When the source's process dies after the grant, the warden starts another, which gets all that. When it dies before, the keeper (package dump)
+// streams, and copies of descriptors. When the source's process dies after the grant, the warden starts another, which gets all that. A warden that
+// dies alone is followed by a spare one (wardens.go). When it dies before, the keeper (package dump)
 // thaws the tree, and the warden tells the target that nothing will be granted. What the two say to each other, beside the journal of remotefs and the
 // messages about streams: one datagram each.
 const (
@@ -30,6 +31,8 @@ const (
 	wardenStreams = 101 // to the warden: []streamSpec; a descriptor each
 	wardenOver    = 102 // to the warden: nothing is to be gone on with
 	wardenHanded  = 103 // to the source: this was all; handedMsg
+	wardenUse     = 104 // to the warden: it is in use from now on, and starts a spare one
+	wardenSpare   = 105 // to the source: the spare one's socket
 )
 
 // keptMsg is something that the warden keeps under a name. A later one of the same name adds to it.
@@ -72,6 +75,7 @@ type warden struct {
 	files remotefs.Standby
 	kept  map[string]*kept
 	relay *relay
+	used  bool
 }
 
 // WardenMain is the process: os.Args[2] and [3] are the state directory and the migration's ID.
@@ -93,7 +97,7 @@ func WardenMain(log *slog.Logger) error {
 	defer w.close()
 	for first, pause := true, nextPause; ; first = false {
 		born := time.Now()
-		if w.serve() {
+		if w.serve() || !w.used {
 			return nil
 		}
 		k, err := find(w.dir, w.id, SideSource)
@@ -140,6 +144,13 @@ func (w *warden) serve() bool {
 		}
 		if len(files) == 0 && buf[0] == wardenOver {
 			return true
+		}
+		if len(files) == 0 && buf[0] == wardenUse {
+			w.used = true
+			if err := w.startSpare(); err != nil {
+				w.log.Error("start spare warden", "err", err)
+			}
+			continue
 		}
 		if err := w.handle(&end, buf[:n], files); err != nil {
 			w.log.Error("message of the source's process", "kind", buf[0], "err", err)
@@ -224,6 +235,27 @@ func newRelayOf(specs []streamSpec, files []*os.File) (*relay, error) {
 		}
 	}
 	return r, nil
+}
+
+// startSpare starts a warden that is to take this one's place.
+func (w *warden) startSpare() error {
+	sock, peer, err := fdpass.Pair()
+	if err != nil {
+		return err
+	}
+	defer sock.Close()
+	defer peer.Close()
+	cmd := exec.Command("/proc/self/exe", WardenArg, w.dir, w.id.String()) // what this one is, whatever has become of the file
+	cmd.Args[0] = os.Args[0]
+	cmd.ExtraFiles = []*os.File{peer}
+	cmd.Dir = "/"
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	go func() { _ = cmd.Wait() }() // it ends with its socket
+	return w.sock.SendFDs([]byte{wardenSpare}, sock.FD())
 }
 
 // giveUp is for a source's process that died before the grant: the tree runs here again, by the keeper.

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -25,42 +24,26 @@ type wardenLink struct {
 	lost   chan struct{} // closed when the warden is gone
 }
 
-// startWarden starts one, in a session of its own.
-func startWarden(exe, stateDir string, id wire.ID, log *slog.Logger) (*wardenLink, error) {
-	sock, peer, err := fdpass.Pair()
-	if err != nil {
-		return nil, fmt.Errorf("start warden: %w", err)
-	}
-	defer peer.Close()
-	cmd := exec.Command(exe, WardenArg, stateDir, id.String())
-	cmd.ExtraFiles = []*os.File{peer}
-	cmd.Dir = "/"
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
-		sock.Close()
-		return nil, fmt.Errorf("start warden: %w", err)
-	}
-	l := &wardenLink{sock: sock, cmd: cmd, lost: make(chan struct{})}
-	l.listen(log)
-	return l, nil
+func newWardenLink(sock *fdpass.Socket) *wardenLink {
+	return &wardenLink{sock: sock, relay: newRelayLink(sock), lost: make(chan struct{})}
 }
 
-// listen reads what the warden says from now on.
-func (l *wardenLink) listen(log *slog.Logger) {
-	l.relay = newRelayLink(l.sock)
+// listen reads what the warden says from now on. spare takes the socket of a spare one.
+func (l *wardenLink) listen(log *slog.Logger, spare func(*os.File)) {
 	l.reader.Go(func() {
 		defer close(l.lost)
-		l.relay.listen(log.With("of", "warden"), func([]byte, []*os.File) bool { return false })
+		l.relay.listen(log.With("of", "warden"), func(b []byte, files []*os.File) bool {
+			if b[0] != wardenSpare || len(files) != 1 {
+				return false
+			}
+			spare(files[0])
+			return true
+		})
 	})
 }
 
 // keep lets the warden hold descriptors under a name. They stay the caller's.
-func (l *wardenLink) keep(name string, data any, files ...*os.File) error {
-	var raw json.RawMessage
-	if data != nil {
-		raw = encode(data)
-	}
+func (l *wardenLink) keep(name string, raw json.RawMessage, files ...*os.File) error {
 	for {
 		n := min(len(files), fdpass.MaxFiles)
 		if err := l.sock.Send(append([]byte{wardenKeep}, encode(keptMsg{name, raw})...), files[:n]...); err != nil {
@@ -80,11 +63,8 @@ func (l *wardenLink) streams(specs []streamSpec, files []*os.File) error {
 	return nil
 }
 
-// over is the end of the migration: the warden goes. May be called more than once, also on nil.
+// over is the end of the migration: the warden goes. May be called more than once.
 func (l *wardenLink) over() {
-	if l == nil {
-		return
-	}
 	_ = l.sock.Send([]byte{wardenOver}) // a warden that is gone needs no word
 	l.close()
 }
@@ -103,7 +83,7 @@ func (l *wardenLink) close() {
 // handedOver is what a warden has given.
 type handedOver struct {
 	handedMsg
-	link  *wardenLink
+	link  *wardenLink // not listened to yet
 	files remotefs.Standby
 	kept  map[string]*kept
 
@@ -132,11 +112,39 @@ func receive(sock *fdpass.Socket, log *slog.Logger) (*handedOver, error) {
 			return nil, fmt.Errorf("take over from the warden: %w", err)
 		}
 		if buf[0] == wardenHanded {
-			h.link = &wardenLink{sock: sock, lost: make(chan struct{})}
-			h.link.listen(log)
+			h.link = newWardenLink(sock)
 			return h, nil
 		}
 	}
+}
+
+// takeWarden takes the one that has handed all over. If there was none, one is started. What it has, another would be told.
+func (h *handedOver) takeWarden(exe, stateDir string, id wire.ID, log *slog.Logger) (*wardens, error) {
+	if h.link == nil {
+		return startWardens(exe, stateDir, id, log)
+	}
+	w := &wardens{exe: exe, stateDir: stateDir, id: id, log: log, spared: make(chan struct{}, 1)}
+	for name, k := range h.kept {
+		w.kept = append(w.kept, keeping{name: name, files: k.files})
+		for _, d := range k.data {
+			w.kept = append(w.kept, keeping{name: name, data: d})
+		}
+	}
+	h.link.listen(log, w.gotSpare)
+	w.use(h.link)
+	return w, nil
+}
+
+// view gives the socket to whoever follows the migration, or nil. A copy stays.
+func (h *handedOver) view() *os.File {
+	f := h.take(keptView)
+	if f == nil {
+		return nil
+	}
+	if c, err := dupFile(f); err == nil {
+		h.kept[keptView].files = []*os.File{c}
+	}
+	return f
 }
 
 // take gives the one descriptor of a name, or nil.
