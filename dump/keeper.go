@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/confine"
 )
 
 // KeeperArg names the hidden subcommand that must call KeeperMain.
@@ -133,6 +135,9 @@ func KeeperMain([]string) int {
 	}
 	unix.CloseOnExec(keeperMountFD)
 	unix.CloseOnExec(keeperCgroupFD)
+	if err := confine.Refuse(append(confine.Starts(), confine.Machine()...)...); err != nil { // it enters a mount namespace and unmounts
+		log.Warn("keep without a filter of system calls", "err", err)
+	}
 
 	var state *undoState
 	in := bufio.NewReader(os.Stdin)

@@ -2,18 +2,53 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/lazymig/lazymig/lab"
 )
 
-// threads is what /proc says of all threads of lazymig's process with this subcommand, each line once.
+// threads is what /proc says of all threads of lazymig's processes with this subcommand, each line once.
 func (r *rig) threads(h *lab.Host, sub string) string {
 	r.t.Helper()
 	return r.sh(h, `for p in /proc/[0-9]*; do
-	case "$(tr '\0' ' ' <$p/cmdline)" in */lazymig\ `+sub+`*) cat $p/task/*/status | grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd):' | tr '\t' ' ' | sort -u;; esac
-done`)
+	case "$(tr '\0' ' ' <$p/cmdline)" in */lazymig\ `+sub+`*) cat $p/task/*/status | grep -E '^(NoNewPrivs|Seccomp|CapEff|CapBnd):' | tr '\t' ' ';; esac
+done | sort -u`)
+}
+
+// allThreads demands what /proc says of each thread of lazymig's processes with this subcommand.
+func (r *rig) allThreads(h *lab.Host, sub string, want ...string) {
+	r.t.Helper()
+	got := r.threads(h, sub)
+	for _, w := range want {
+		name, _, _ := strings.Cut(w, " ")
+		if strings.Count(got, name) != 1 || !strings.Contains(got, w) {
+			r.t.Errorf("%s: %q is not what all its threads have:\n%s", sub, w, got)
+		}
+	}
+}
+
+// TestPrivilegesAsked looks at those that are there before the handover.
+func TestPrivilegesAsked(t *testing.T) {
+	r := newHosts(t)
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=asked:" + gate})
+	p := r.spawn(r.l.A, "/bin/sh", "-c", "while :; do :; done")
+	g := r.begin(r.l.A, r.l.B, p.Pid)
+	r.parked(ag)
+	r.allThreads(r.l.A, "keeper", "NoNewPrivs: 1", "Seccomp: 2")
+	r.allThreads(r.l.A, "warden", "NoNewPrivs: 1", "Seccomp: 2")
+	r.allThreads(r.l.A, "source", "NoNewPrivs: 1", "Seccomp: 0") // CRIU, its child, puts off filters of the tree
+	r.killSource()                                               // the keeper thaws, under its filter
+	if m := g.wait(); m.code != 4 {
+		t.Errorf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	r.sh(r.l.B, "touch "+gate)
+	r.eventually("the tree to run", func() bool { return strings.Contains(r.sh(r.l.A, fmt.Sprintf("cat /proc/%d/stat", p.Pid)), ") R ") })
+	r.eventually("both sides to give up", func() bool {
+		return slices.Equal(r.states(r.l.A), []string{"source aborted"}) && slices.Equal(r.states(r.l.B), []string{"target aborted"})
+	})
+	r.clean()
 }
 
 // TestPrivileges looks at the processes of a migration that has come to drained: each has what SECURITY.md says, and the tree has lost nothing.
@@ -27,18 +62,12 @@ func TestPrivileges(t *testing.T) {
 		want []string
 	}{
 		{r.l.B, "fuse-daemon", []string{"NoNewPrivs: 1", "Seccomp: 2", "CapEff: 0000000088a0401f", "CapBnd: 0000000088a0401f"}},
-		{r.l.B, "fuse-keeper", []string{"NoNewPrivs: 1", "CapEff: 0000000088a0401f"}},
+		{r.l.B, "fuse-keeper", []string{"NoNewPrivs: 1", "Seccomp: 2", "CapEff: 0000000088a0401f"}},
 		{r.l.B, "carrier", []string{"NoNewPrivs: 1", "Seccomp: 2", "CapEff: 0000000000000006"}},
 		{r.l.A, "source", []string{"NoNewPrivs: 1", "Seccomp: 2"}},
-		{r.l.A, "warden", []string{"NoNewPrivs: 1"}},
+		{r.l.A, "warden", []string{"NoNewPrivs: 1", "Seccomp: 2"}},
 	} {
-		got := r.threads(p.host, p.sub)
-		for _, w := range p.want {
-			name, _, _ := strings.Cut(w, " ")
-			if strings.Count(got, name) != 1 || !strings.Contains(got, w) {
-				t.Errorf("%s: %q is not what all its threads have:\n%s", p.sub, w, got)
-			}
-		}
+		r.allThreads(p.host, p.sub, p.want...)
 	}
 	if got := r.sh(r.l.B, fmt.Sprintf("cat /proc/%d/task/*/status | grep -E '^(NoNewPrivs|Seccomp):' | tr '\\t' ' ' | sort -u", pid)); got != "NoNewPrivs: 0\nSeccomp: 0" {
 		t.Errorf("the tree has %q", got)

@@ -41,6 +41,9 @@ func FuseKeeperMain(log *slog.Logger) error {
 	if err := confine.Stage(fuseLimits(os.Args[2])); err != nil {
 		return err
 	}
+	if err := confine.Refuse(confine.Machine()...); err != nil { // the daemon refuses more
+		return err
+	}
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE) // a terminal's signals are the agent's business
 	unix.CloseOnExec(3)
 	agent, err := fdpass.New(os.NewFile(3, "control"))

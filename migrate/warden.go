@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
 	"github.com/lazymig/lazymig/remotefs"
 	"github.com/lazymig/lazymig/wire"
@@ -94,6 +95,9 @@ func WardenMain(log *slog.Logger) error {
 		return err
 	}
 	raiseFiles()
+	if err := confine.Refuse(confine.Machine()...); err != nil { // it starts programs, which need none of that either
+		w.log.Warn("stand by without a filter of system calls", "err", err)
+	}
 	defer w.close()
 	for first, pause := true, nextPause; ; first = false {
 		born := time.Now()

@@ -49,11 +49,20 @@ func Files() []Rule {
 }
 
 // Never is what a process refuses that needs no program, no other process's registers, no mount and no privilege of the machine any more. Threads may be made.
-func Never() []Rule {
+func Never() []Rule { return append(Starts(), append(Machine(), Any(unix.SYS_SETNS)...)...) }
+
+// Starts is what a process refuses that starts no program.
+func Starts() []Rule {
+	return append(Any(unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_FORK, unix.SYS_VFORK), Set(unix.SYS_CLONE, 0, unix.CLONE_THREAD))
+}
+
+// Machine is what a process refuses that needs no other process's registers, no mount and no privilege of the machine, and nothing that it starts does. It may enter
+// namespaces, and unmount.
+func Machine() []Rule {
 	return append(Any(
-		unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_FORK, unix.SYS_VFORK, unix.SYS_PTRACE, unix.SYS_PROCESS_VM_WRITEV,
+		unix.SYS_PTRACE, unix.SYS_PROCESS_VM_WRITEV,
 		unix.SYS_MOUNT, unix.SYS_PIVOT_ROOT, unix.SYS_MOVE_MOUNT, unix.SYS_OPEN_TREE, unix.SYS_FSOPEN, unix.SYS_FSMOUNT, unix.SYS_FSCONFIG, unix.SYS_FSPICK,
-		unix.SYS_MOUNT_SETATTR, unix.SYS_CHROOT, unix.SYS_SETNS,
+		unix.SYS_MOUNT_SETATTR, unix.SYS_CHROOT,
 		unix.SYS_INIT_MODULE, unix.SYS_FINIT_MODULE, unix.SYS_DELETE_MODULE, unix.SYS_KEXEC_LOAD, unix.SYS_KEXEC_FILE_LOAD, unix.SYS_REBOOT,
 		unix.SYS_BPF, unix.SYS_PERF_EVENT_OPEN, unix.SYS_USERFAULTFD, unix.SYS_IO_URING_SETUP, unix.SYS_IO_URING_ENTER, unix.SYS_IO_URING_REGISTER,
 		unix.SYS_ADD_KEY, unix.SYS_REQUEST_KEY, unix.SYS_KEYCTL, unix.SYS_SWAPON, unix.SYS_SWAPOFF, unix.SYS_ACCT, unix.SYS_QUOTACTL, unix.SYS_QUOTACTL_FD,
@@ -62,7 +71,6 @@ func Never() []Rule {
 		unix.SYS_MIGRATE_PAGES, unix.SYS_MOVE_PAGES, unix.SYS_OPEN_BY_HANDLE_AT, unix.SYS_FANOTIFY_INIT,
 		unix.SYS_SETUID, unix.SYS_SETGID, unix.SYS_SETREUID, unix.SYS_SETREGID, unix.SYS_SETRESUID, unix.SYS_SETRESGID,
 	),
-		Set(unix.SYS_CLONE, 0, unix.CLONE_THREAD),
 		Equal(unix.SYS_UNSHARE, 0, unix.CLONE_FS), // a thread's own umask
 	)
 }
