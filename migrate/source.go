@@ -202,6 +202,7 @@ func (s *Source) undo(cause error) error {
 		e.Stage, e.Error = se.stage, se.err.Error()
 	}
 	s.event(e)
+	s.log.Warn("migration given up", "audit", true, "to", s.opt.To, "pid", s.opt.PID, "tree", state, "why", cause)
 	if s.result != nil && !heard(s.sess) {
 		s.warden.over() // told here
 		tellAborted(s.d, cause, s.log)

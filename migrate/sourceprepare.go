@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -28,7 +29,24 @@ func (s *Source) preflight(ctx context.Context) error {
 			s.notice("%s: %s %s", f.What, f.Why, f.Do)
 		}
 	}
-	return errors.Join(rep.Err(), preflight.Refusals(Streams(&rep.Want)), s.checkRemote())
+	if err := errors.Join(rep.Err(), preflight.Refusals(Streams(&rep.Want)), s.checkRemote()); err != nil {
+		return err
+	}
+	s.log.Info("migration begins", "audit", true, "to", s.opt.To, "pid", s.opt.PID, "comm", rep.Tree.Tasks[0].Comm, "by", loginUser())
+	return nil
+}
+
+// loginUser is who has logged in to become root and start this; -1: nobody has.
+func loginUser() int64 {
+	b, err := os.ReadFile("/proc/self/loginuid")
+	if err != nil {
+		return -1 // a kernel without audit
+	}
+	n, err := strconv.ParseInt(string(b), 10, 64)
+	if err != nil || n == math.MaxUint32 {
+		return -1
+	}
+	return n
 }
 
 // limit is a cgroup limit as its file takes it; empty: none.

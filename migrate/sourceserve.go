@@ -368,5 +368,6 @@ func (s *Source) exited(m exitedMsg) {
 	s.tellCores(m.Cores)
 	s.note(Ended, m.note())
 	_ = s.sess.send(wire.MsgEnd, nil) // the target waits for it a moment only
+	s.log.Info("tree has ended on the target", "audit", true, "to", s.opt.To, "pid", s.opt.PID, "status", m.Status)
 	s.event(Event{Event: "exited", Status: &m.Status})
 }
