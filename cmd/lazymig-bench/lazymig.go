@@ -39,6 +39,7 @@ func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, 
 	agent := l.B.Command(ctx, b.lazymig, append([]string{"agent", "--listen", l.B.Addr + ":" + agentPort, "--tls-dir", b.keys}, agentArgs...)...)
 	var agentLog bytes.Buffer
 	agent.Stderr = &agentLog
+	agent.WaitDelay = 5 * time.Second // a capsule that outlives it has its stderr, too
 	said, err := agent.StdoutPipe()
 	if err != nil {
 		return nil, err
