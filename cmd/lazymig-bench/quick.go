@@ -53,7 +53,7 @@ var errFarOutside = errors.New("a ratio is far outside")
 // quick judges what has been measured. trip is an empty round trip, µs.
 func (r *report) quick(w io.Writer, trip float64) error {
 	least, most := r.sizes[0], r.sizes[len(r.sizes)-1]
-	pause, p50, p99 := figures[0].of, figures[4].of, figures[5].of
+	pause, p50, p99 := figures[0].of, faultAt(0.5), faultAt(0.99)
 	var err error
 	for _, q := range []ratio{
 		{what: fmt.Sprintf("pause at %d MB / at %d MB", most, least), value: r.median("lazymig", most, pause) / r.median("lazymig", least, pause), aim: 1.3, bound: 4},
