@@ -5,7 +5,7 @@ UNIT = $(shell go list ./... | grep -v -x -e '.*/e2e' $(RACE:./%=-e '.*/lazymig/
 TOOL = go tool -modfile=tools.mod
 FUZZTIME ?= 10s
 
-.PHONY: all build setup demo test unit race e2e test-faults test-seeded compare-cut vet lint vuln fmt fuzz bench bench-quick bench-files check clean
+.PHONY: all build setup demo test unit race e2e test-faults soak test-seeded compare-cut vet lint vuln fmt fuzz bench bench-quick bench-files check clean
 all: build
 build: ; CGO_ENABLED=0 go build -trimpath -o bin/lazymig ./cmd/lazymig
 setup: ; @go run ./setup/install $(PACKAGES)
@@ -16,6 +16,7 @@ race: ; go test -race -p 1 -count=1 -timeout 15m $(RACE)
 e2e: build ; test ! -d e2e || go test -count=1 -timeout 20m -v ./e2e
 test-faults: build ; LAZYMIG_FAULTS=$${LAZYMIG_FAULTS:-half} go test -count=1 -timeout 30m -parallel 4 -v -run "^TestFaults" ./e2e
 test-seeded: build ; go test -count=1 -tags seeded -timeout 15m -v -run '^TestSeeded$$' ./e2e
+soak: build ; LAZYMIG_SOAK=100 go test -count=1 -timeout 25m -v -run '^TestSoak$$' ./e2e
 vet: ; go vet ./... && bad=$$(gofmt -l .) && test -z "$$bad" || { echo "gofmt: $$bad"; exit 1; }
 lint: ; $(TOOL) golangci-lint run
 vuln: ; $(TOOL) govulncheck ./...

@@ -28,6 +28,7 @@ type witness struct {
 	lines uint64        // what the last word said
 	end   bool          // there was a last word
 	on    string        // host that made it
+	next  string        // the other host, if it may make steps from now on: once
 	steps map[string]int
 	bad   error // the first step that must not be
 }
@@ -37,7 +38,7 @@ const witnessIP = "10.78.0.1"
 // newWitness makes one; closed at the end of the test.
 func newWitness(r *rig) *witness {
 	r.t.Helper()
-	w := &witness{steps: map[string]int{}, done: make(chan struct{})}
+	w := &witness{next: onB, steps: map[string]int{}, done: make(chan struct{})}
 	made := make(chan error)
 	go func() {
 		runtime.LockOSThread() // the thread ends with this goroutine, the namespace with its last socket
@@ -110,7 +111,14 @@ func (w *witness) listen() {
 	}
 }
 
-// hear takes one step: the same again (its answer was lost), or the next. Never one from A when B has run.
+// allow says which host may go on from the other's steps; none if it is empty.
+func (w *witness) allow(host string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.next = host
+}
+
+// hear takes one step: the same again (its answer was lost), or the next. Never one from A when B has run, unless that was allowed.
 func (w *witness) hear(step, wrong uint64, what string, from net.IP) {
 	on := map[byte]string{1: "A", 2: "B"}[from[2]]
 	const last = 1 << 62 // with it comes the number of lines (testdata/steps.c)
@@ -125,10 +133,13 @@ func (w *witness) hear(step, wrong uint64, what string, from net.IP) {
 	case w.bad != nil:
 	case wrong != 0:
 		w.bad = fmt.Errorf("at step %d %d pages or files were wrong on %s: %s", step, wrong, on, what)
-	case on == "A" && w.on == "B":
-		w.bad = fmt.Errorf("two runners: step %d on A after step %d on B", step, w.step)
+	case w.on != "" && on != w.on && on != w.next:
+		w.bad = fmt.Errorf("two runners: step %d on %s after step %d on %s", step, on, w.step, w.on)
 	case step != w.step && step != w.step+1:
 		w.bad = fmt.Errorf("step %d on %s follows step %d on %s", step, on, w.step, w.on)
+	}
+	if w.on != "" && on != w.on {
+		w.next = ""
 	}
 	now := time.Now()
 	if w.step != 0 {
