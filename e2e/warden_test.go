@@ -64,3 +64,29 @@ func TestWardenKilledAsked(t *testing.T) {
 	r.sourceEnds()
 	r.clean()
 }
+
+// TestWardenKilledStreams: what standard streams had under way is lost with the warden that carried them, so nothing comes after it: the tree's next byte is refused.
+func TestWardenKilledStreams(t *testing.T) {
+	r := newRig(t)
+	r.spawn(r.l.A, "/bin/sh", "-c", `/usr/bin/python3 -c '
+import os, time
+os.makedirs("/srv/w")
+try:
+    while True:
+        os.write(1, b"line\n")
+        time.sleep(0.01)
+except BrokenPipeError:
+    open("/srv/w/verdict", "w").write("refused")
+time.sleep(1000)' | cat >/srv/out`)
+	r.eventually("lines", func() bool { return r.sh(r.l.A, "cat /srv/out 2>/dev/null; true") != "" })
+	pid, err := strconv.Atoi(r.sh(r.l.A, "pgrep -x python3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, _ = r.move(r.l.A, r.l.B, pid)
+	r.sh(r.l.A, "kill -KILL "+r.wardens()[0])
+	r.says(r.l.A, "the tree to be told", "cat /srv/w/verdict", "refused")
+	r.end(r.l.B, pid, "KILL")
+	r.sourceEnds()
+	r.clean()
+}
