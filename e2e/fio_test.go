@@ -15,8 +15,8 @@ func TestDetachFio(t *testing.T) {
 	a, b := r.l.A, r.l.B
 	r.sh(a, "mkdir /srv/fio")
 	// --thread: one process. Slow enough to be writing when it is detached, and bound by what it writes, not by time.
-	p := r.spawn(a, "/bin/sh", "-c", `cd /srv/fio && exec unshare -i fio --name=v --thread --filename=/srv/fio/f --size=16M --rw=randwrite --bs=4k --ioengine=psync \
---rate=4M --loops=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 --output=/srv/fio/out --disable_lat=1 >/srv/fio/said 2>&1 </dev/null`)
+	p := r.spawn(a, "/bin/sh", "-c", `cd /srv/fio && exec unshare -i fio --name=v --thread --filename=/srv/fio/f --size=24M --rw=randwrite --bs=4k --ioengine=psync \
+--rate=3M --loops=1 --verify=crc32c --do_verify=1 --verify_fatal=1 --fsync=64 --output=/srv/fio/out --disable_lat=1 >/srv/fio/said 2>&1 </dev/null`)
 	r.eventually("fio to write", func() bool { return r.sh(a, "stat -c %b /srv/fio/f 2>/dev/null || echo 0") > "0" })
 	pid, root := r.detach(a, b, p.Pid, r.locals(a, b)...)
 	r.strand(b)
