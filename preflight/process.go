@@ -93,6 +93,7 @@ func Process(ctx context.Context, opt Options) (*Report, error) {
 		in.checkMaps(t)
 		in.checkPaths(t)
 	}
+	in.checkMounts()
 	in.checkSizes()
 	in.checkSockets()
 	out, err := in.scanOutside()

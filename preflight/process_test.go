@@ -41,6 +41,7 @@ func TestRefusals(t *testing.T) {
 		{"landlock", "", "landlock"},
 		{"pidfd_outside", "", "pidfd-outside"},
 		{"netns_fd", "", "namespace-descriptor"},
+		{"mount_outside", "", "mount-outside"},
 		{"stuck", "", "uninterruptible"},
 	} {
 		t.Run(c.mode+filepath.Base(c.arg), func(t *testing.T) {
@@ -104,7 +105,7 @@ func TestHeldOutside(t *testing.T) {
 
 // TestAccepted shows processes that must pass.
 func TestAccepted(t *testing.T) {
-	for _, m := range []string{"plain", "kept", "unix_inside", "pidfd_inside", "pty_inside", "aio_ring", "tcp_pair", "nnp", "no_caps"} {
+	for _, m := range []string{"plain", "kept", "unix_inside", "pidfd_inside", "pty_inside", "aio_ring", "tcp_pair", "nnp", "no_caps", "mount_own"} {
 		t.Run(m, func(t *testing.T) {
 			r := look(t, Options{PID: mode(t, m).pid})
 			if err := r.Err(); err != nil {

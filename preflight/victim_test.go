@@ -73,7 +73,7 @@ func start(t *testing.T, change func(*exec.Cmd), name string, args ...string) *v
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = struct{ io.Writer }{os.Stderr} // a pipe: a file would be of a mount outside, see mount_outside
 	if change != nil {
 		change(cmd)
 	}

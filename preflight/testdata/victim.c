@@ -339,6 +339,16 @@ static void netns_fd(void)
 	must(open("/proc/self/ns/net", O_RDONLY));
 	must(setns(own, 0));
 }
+static void mount_outside(void) // what its mounts are copies of stays outside
+{
+	must(open("/dev/null", O_RDONLY));
+	must(unshare(CLONE_NEWNS));
+}
+static void mount_own(void)
+{
+	must(unshare(CLONE_NEWNS));
+	must(open("/dev/null", O_RDONLY));
+}
 static void kept(void) // what CRIU restores
 {
 	int p[2], e = must(epoll_create1(0));
@@ -567,6 +577,7 @@ static const struct { const char *name; void (*f)(void); } modes[] = {
 	{ "shared_pipe", shared_pipe }, { "shared_eventfd", shared_eventfd }, { "shared_epoll", shared_epoll },
 	{ "shared_memory", shared_memory }, { "shared_memfd", shared_memfd }, { "shared_unix", shared_unix },
 	{ "shared_listener", shared_listener }, { "pidfd_outside", pidfd_outside }, { "pidfd_inside", pidfd_inside }, { "netns_fd", netns_fd },
+	{ "mount_outside", mount_outside }, { "mount_own", mount_own },
 	{ "kept", kept }, { "stuck", stuck }, { "pty_inside", pty_inside }, { "pty_file", pty_file }, { "tcp_pair", tcp_pair },
 	{ "tcp_backlog", tcp_backlog },
 	{ "tcp_connect", tcp_connect }, { "session_child", session_child }, { "seccomp_strict", seccomp_strict }, { "no_caps", no_caps }, { "busy", busy },
