@@ -159,7 +159,9 @@ func (f *faulty) host(p part) *lab.Host {
 // signal signals a part, which must be there.
 func (f *faulty) signal(sig string, p part) {
 	f.r.t.Helper()
-	f.sh(f.host(p), "pkill -"+sig+" -f '"+p.pattern+"'")
+	f.r.eventually(p.pattern+" to be there", func() bool { // a handler may just be between two
+		return f.sh(f.host(p), "pkill -"+sig+" -f '"+p.pattern+"' && echo hit; true") == "hit"
+	})
 }
 
 // kill kills parts by kill -9, all that are on one host at once.
