@@ -104,7 +104,10 @@ func TestEvents(t *testing.T) {
 	said := len(ag.log.String())
 	g = r.begin(a, b, ch.proc.Pid)
 	r.eventually("agent to be parked", func() bool { return strings.Contains(ag.log.String()[said:], `"parked"`) })
-	r.sh(b, "pkill -KILL -x checker; touch "+gate)
+	// The agent hears of the end when it goes on, and of nothing before that: a tree without processes is drained, too.
+	r.sh(b, "pkill -KILL -x checker")
+	r.eventually("end of the guardian", func() bool { return r.sh(b, "pgrep -f 'lazymig [g]uardian'; true") == "" })
+	r.sh(b, "touch "+gate)
 	m = g.wait()
 	if exited := one(t, g.raw(), "exited", "status"); m.code != 0 || exited["status"] != float64(syscall.SIGKILL) {
 		t.Errorf("code %d, %v", m.code, exited)
