@@ -321,6 +321,11 @@ func (r *rig) begin(from, to *lab.Host, pid int, args ...string) *migration {
 	if err := g.cmd.Start(); err != nil {
 		r.t.Fatal(err)
 	}
+	r.t.Cleanup(func() {
+		if s := g.errOut.String(); s != "" && r.t.Failed() {
+			r.t.Logf("migrate: %s", s)
+		}
+	})
 	return g
 }
 
