@@ -237,7 +237,7 @@ func (d *Dump) TakeBack(l Left) error {
 // unpin undoes pin while the tasks are frozen. It gives the PIDs of those that are there.
 func (l *Left) unpin() (there []int, errs []error) {
 	for _, t := range l.Tasks {
-		if _, start, err := readStat(t.PID); err != nil || start != t.Start {
+		if !l.Lives(t) {
 			errs = append(errs, fmt.Errorf("process %d has ended", t.PID))
 			continue
 		}

@@ -284,11 +284,8 @@ func held(connection uint32) bool {
 	}
 }
 
-// endHelpers is after the switch: guardian, handler and FUSE daemon go.
-func (t *Target) endHelpers(m *detachedMsg) error {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, errors.New("it does not answer"))
-	defer cancel()
-	err := t.endFiles(ctx, m)
+// endFUSE ends the FUSE daemon, if this agent has it: no file of the tree is there any more.
+func (t *Target) endFUSE(m *detachedMsg) {
 	if held(m.Connection) {
 		t.log.Error("something still refers to the source's files: it will get errors", "connection", m.Connection)
 	}
@@ -299,6 +296,14 @@ func (t *Target) endHelpers(m *detachedMsg) error {
 	if fuse != nil {
 		fuse.Close()
 	}
+}
+
+// endHelpers is after the switch: guardian, handler and FUSE daemon go.
+func (t *Target) endHelpers(m *detachedMsg) error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, errors.New("it does not answer"))
+	defer cancel()
+	err := t.endFiles(ctx, m)
+	t.endFUSE(m)
 	if lerr := t.capsule.Leave(ctx); lerr != nil {
 		err = errors.Join(err, lerr)
 	}
@@ -325,7 +330,7 @@ func (t *Target) endFiles(ctx context.Context, m *detachedMsg) error {
 		err = t.removeFiles(ctx, m)
 	}
 	derr := t.fuse.storeDone(ctx)
-	if errors.Is(derr, errDaemonDied) || errors.Is(derr, errDaemonEnded) { // the one that settled them: nobody has the store any more
+	if daemonGone(derr) { // the one that settled them: nobody has the store any more
 		derr = store.Finish(t.rec.Dir)
 	}
 	return errors.Join(err, derr)
@@ -347,7 +352,7 @@ func (t *Target) removeFiles(ctx context.Context, m *detachedMsg) error {
 	}
 	m.Removed = r.Files
 	t.log.Info("files are removed from the source", "audit", true, "files", r.Files, "kept", len(r.Kept))
-	if errors.Is(err, errDaemonDied) || errors.Is(err, errDaemonEnded) {
+	if daemonGone(err) {
 		return nil // that is told
 	}
 	return err

@@ -153,6 +153,11 @@ var (
 	errDaemonEnded = errors.New("it has ended")
 )
 
+// daemonGone says that the daemon which was asked will not answer any more, whether another follows it or not.
+func daemonGone(err error) bool {
+	return errors.Is(err, errDaemonDied) || errors.Is(err, errDaemonEnded)
+}
+
 // number tells one daemon from those that follow it, from 1 on.
 func (d *fuseDaemon) number() uint64 {
 	d.mu.Lock()

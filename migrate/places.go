@@ -94,7 +94,7 @@ func (t *Target) conflicts(ctx context.Context) ([]string, error) {
 
 // placeable says why nothing can be put at a path; empty: it can.
 func (t *Target) placeable(p string) string {
-	if p == "/" || strings.HasPrefix(p+"/", "/proc/") || strings.HasPrefix(p+"/", "/sys/") || strings.HasPrefix(p+"/", "/dev/") {
+	if ofTarget(p) {
 		return "can't be put in its place: it is the target's"
 	}
 	var state, st unix.Stat_t

@@ -59,15 +59,13 @@ func (t *Target) endSome(m *detachedMsg, fresh bool) error {
 	if len(t.msg.Remote) > 0 {
 		return err
 	}
-	if held(m.Connection) {
-		t.log.Error("something still refers to the source's files: it will get errors", "connection", m.Connection)
-	}
-	t.mu.Lock()
-	fuse := t.fuse
-	t.fuse = nil
-	t.mu.Unlock()
-	fuse.Close()
+	t.endFUSE(m)
 	return err
+}
+
+// ofTarget says whether a path is the target's in any case.
+func ofTarget(p string) bool {
+	return p == "/" || strings.HasPrefix(p+"/", "/proc/") || strings.HasPrefix(p+"/", "/sys/") || strings.HasPrefix(p+"/", "/dev/")
 }
 
 // checkRemote refuses directories that can't stay.
@@ -87,7 +85,7 @@ func (s *Source) checkRemote() error {
 				Code: "remote", Level: preflight.Refuse, What: p + " is to stay here (--remote)", Why: why, Do: "name a directory, by the path that it really has",
 			})
 		}
-		if p == "/" || strings.HasPrefix(p+"/", "/proc/") || strings.HasPrefix(p+"/", "/sys/") || strings.HasPrefix(p+"/", "/dev/") {
+		if ofTarget(p) {
 			refuse("the root can't, and /proc, /sys and /dev are the target's")
 			continue
 		}

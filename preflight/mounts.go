@@ -13,15 +13,16 @@ import (
 func (in *inspector) checkMounts() {
 	known := map[string]bool{}
 	own, _ := readlink(filepath.Join(in.proc, "self/ns/mnt"))
-	shown := false // by a list of those tasks whose files are looked at
+	shown, ours := false, false // some task's mounts; one has this process's mount namespace
 	for _, t := range in.tasks {
 		if t.zombie() {
 			continue
 		}
 		shown = addMounts(known, t.dir) || shown
-		if t.ns["mnt"] == own { // a task that has changed its root sees only what is below
-			addMounts(known, filepath.Join(in.proc, "self"))
-		}
+		ours = ours || t.ns["mnt"] == own
+	}
+	if ours { // a task that has changed its root sees only what is below
+		addMounts(known, filepath.Join(in.proc, "self"))
 	}
 	if !shown {
 		return
