@@ -3,13 +3,14 @@ package e2e
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 )
 
 // switching begins to detach a checker whose agent, or the process of the switch, is parked at a point of it.
 func (r *rig) switching(point string) (*agent, *migration) {
 	r.t.Helper()
-	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=" + point + ":" + gate})
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_DEBUG=1", "LAZYMIG_PARK=" + point + ":" + gate})
 	r.sh(r.l.A, "mkdir /srv/bin; cp "+r.dir+"/checker /srv/bin")
 	p := r.spawn(r.l.A, "/srv/bin/checker", "16", "2", "/srv/status")
 	r.eventually("checker to check", func() bool { w, _ := r.status(r.l.A, "/srv/status"); return w == "run" })
@@ -49,6 +50,37 @@ func TestSwitchAgentKilled(t *testing.T) {
 			r.agent(r.l.B)
 			r.detached(g)
 		})
+	}
+}
+
+// TestSwitchAgentComesEarly starts the next agent while the switch whose agent was killed is still at work: it takes the migration up as soon as that is over.
+func TestSwitchAgentComesEarly(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag, g := r.switching("switch-stopped")
+	r.killAgent(ag)
+	ag = r.agent(r.l.B)
+	r.eventually("next agent to meet the switch", func() bool { return strings.Contains(ag.log.String(), "migration waits") })
+	r.sh(r.l.B, "touch "+gate)
+	r.detached(g)
+}
+
+// TestFilesWithoutLane kills the agent and the FUSE daemon while the source is away. The next agent wants files to come from a daemon that has no connection:
+// that waits for one, and is there when it comes, however late.
+func TestFilesWithoutLane(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag, g := r.switching("files")
+	r.sh(r.l.A, "pkill -STOP -f 'lazymig [s]ource'")
+	r.sh(r.l.B, "pkill -KILL -f 'lazymig ([a]gent|[f]use-daemon)'")
+	_ = ag.cmd.Wait() // killed
+	r.agent(r.l.B)
+	died := func() int { return strings.Count(ag.log.String(), "FUSE daemon has died") } // its keeper says so, whose log this is, too
+	r.eventually("next agent to want files", func() bool {
+		return strings.Contains(ag.log.String(), "waits for a files lane") || died() > 2
+	})
+	r.sh(r.l.A, "pkill -CONT -f 'lazymig [s]ource'")
+	r.detached(g)
+	if n := died(); n != 1 {
+		t.Errorf("%d FUSE daemons have died", n)
 	}
 }
 

@@ -143,14 +143,26 @@ func (a *Agent) route(ctx context.Context, nc *net.TCPConn, known func()) {
 		return
 	}
 	f, err := nc.File()
-	if err != nil {
-		log.Error("pass connection on", "err", err)
+	if err == nil {
+		err = t.giveLane(p.Lane, f, p.Clear)
+	}
+	if err == nil {
 		return
 	}
-	if err := t.giveLane(p.Lane, f, p.Clear); err != nil {
-		log.Error("pass connection on", "lane", p.Lane, "err", err)
+	log.Error("pass connection on", "lane", p.Lane, "err", err)
+	if errors.Is(err, errNoLane) {
+		return
+	}
+	nc.Close() // the source believes that it was taken
+	select {   // out of descriptors, mostly
+	case <-time.After(passAgain):
+		t.ask(p.Lane)
+	case <-ctx.Done():
 	}
 }
+
+// passAgain is when a connection that could not be passed on is asked for again.
+const passAgain = 200 * time.Millisecond
 
 func (a *Agent) target(id wire.ID) *Target {
 	a.mu.Lock()

@@ -15,6 +15,16 @@ import (
 // Restoring and letting go touch memory and files that come over the lanes. A lane that is lost meanwhile has to be asked for, or they wait
 // for ever: so they run aside, in a goroutine, while the state machine goes on listening.
 
+// laneSaid handles what has become of lanes; true: some are missing.
+func (t *Target) laneSaid(s *session) bool {
+	missing, come := t.lanes.take()
+	for _, l := range come {
+		delete(t.missing, l)
+	}
+	t.askFor(s, missing...)
+	return len(missing) > 0
+}
+
 // askFor asks the source for lanes, on s if there is a connection, else it is done when there is one.
 func (t *Target) askFor(s *session, lanes ...wire.Lane) {
 	for _, l := range lanes {
@@ -77,11 +87,10 @@ func (t *Target) beforeGrantAside(ctx context.Context, s *session, fn func(conte
 			default:
 				t.log.Warn("unexpected message while the tree is restored", "type", f.h.Type)
 			}
-		case lanes := <-t.want:
-			t.askFor(s, lanes...)
-			late.Reset(dialTimeout)
-		case l := <-t.given:
-			delete(t.missing, l)
+		case <-t.lanes.some:
+			if t.laneSaid(s) {
+				late.Reset(dialTimeout)
+			}
 		case <-late.C:
 			if len(t.missing) > 0 {
 				giveUp(fmt.Errorf("lanes %v are lost before the grant", slices.Sorted(maps.Keys(t.missing))))
@@ -129,10 +138,8 @@ func (t *Target) attend(done <-chan error, events <-chan restore.Event, stop <-c
 			t.adopt(s)
 			t.greet(s)
 			t.askAgain(s)
-		case lanes := <-t.want:
-			t.askFor(t.cur, lanes...)
-		case l := <-t.given:
-			delete(t.missing, l)
+		case <-t.lanes.some:
+			t.laneSaid(t.cur)
 		}
 	}
 }

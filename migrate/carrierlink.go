@@ -235,8 +235,7 @@ func (t *Target) flushStdio() {
 		case s := <-t.sessions:
 			t.adopt(s)
 			t.greet(s)
-		case <-t.want:
-		case <-t.given:
+		case <-t.lanes.some:
 		case <-t.stop:
 			t.log.Error("the agent ends; what the tree wrote last is lost")
 			return

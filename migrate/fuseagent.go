@@ -3,6 +3,7 @@ package migrate
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -40,15 +41,18 @@ type fuseDaemon struct {
 
 	replaced bool // another agent has the keeper now
 
-	asks     map[uint64]chan storeMsg // questions about the store without an answer
-	asked    uint64
-	followed uint64 // daemons that have died
+	asks      map[uint64]chan storeMsg // questions about the store without an answer
+	asked     uint64                   // the last one's number; they begin anywhere, as an answer may be to an agent before this one
+	followed  uint64                   // daemons that have died
+	outliving bool                     // the daemon has been asked to let itself be outlived
 }
 
 func newFuseDaemon(exe string, cfg fuseConfig, onLost func(), log *slog.Logger) *fuseDaemon {
+	var first [8]byte
+	_, _ = rand.Read(first[:]) // never fails, see crypto/rand
 	return &fuseDaemon{
 		exe: exe, cfg: cfg, log: log, onLost: onLost, msgs: make(chan fuseMsg, 8), done: make(chan struct{}), kept: -1,
-		pidfd: -1, seeded: make(chan struct{}), frozen: make(chan struct{}), asks: map[uint64]chan storeMsg{},
+		pidfd: -1, seeded: make(chan struct{}), frozen: make(chan struct{}), asks: map[uint64]chan storeMsg{}, asked: binary.NativeEndian.Uint64(first[:]),
 	}
 }
 
@@ -217,9 +221,16 @@ func (d *fuseDaemon) read() {
 			d.mu.Lock()
 			d.replaced = true
 			d.mu.Unlock()
+		case m.Op == "outlive":
+			if d.outlived() {
+				d.msgs <- m
+			}
 		case m.Op == "restarted":
 			d.log.Warn("the FUSE daemon had died; another has taken over")
 			d.storeLost()
+			if d.outlived() { // it died over the answer: that there is another one says the same
+				d.msgs <- fuseMsg{Op: "outlive"}
+			}
 		case m.Op == "store" && m.Store != nil:
 			d.storeAnswer(m.Store)
 		default:
@@ -334,6 +345,9 @@ func (d *fuseDaemon) send(m fuseMsg, files ...*os.File) error {
 
 // outlive makes daemon and keeper independent of this process, and of each other.
 func (d *fuseDaemon) outlive(ctx context.Context) error {
+	d.mu.Lock()
+	d.outliving = true
+	d.mu.Unlock()
 	if err := d.send(fuseMsg{Op: "outlive"}); err != nil {
 		return fmt.Errorf("let FUSE daemon outlive its agent: %w", err)
 	}
@@ -341,6 +355,15 @@ func (d *fuseDaemon) outlive(ctx context.Context) error {
 		return fmt.Errorf("let FUSE daemon outlive its agent: %w", err)
 	}
 	return nil
+}
+
+// outlived says whether the question of outlive is still open, and closes it.
+func (d *fuseDaemon) outlived() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	was := d.outliving
+	d.outliving = false
+	return was
 }
 
 // granted ends the time in which changes stay local. It may be said again by another agent.

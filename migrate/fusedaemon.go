@@ -112,6 +112,7 @@ type fuseProcess struct {
 	client *remotefs.Client
 	daemon *lazyfs.Daemon
 	store  *store.Store // nil until the agent asks for it
+	early  []storeMsg   // what was asked before there was a connection
 	ctx    context.Context
 	cancel context.CancelFunc
 
@@ -149,12 +150,9 @@ func (p *fuseProcess) handle(m fuseMsg, files []*os.File) (err error) {
 		p.wg.Go(func() { p.answerDiffers(*m.Store) })
 		return nil
 	case m.Op == "store" && m.Store != nil && p.daemon != nil:
-		s, err := p.storeFor(m.Store)
-		if err != nil {
-			return p.sock.Send(encode(fuseMsg{Op: "store", Store: &storeMsg{Number: m.Store.Number, Error: err.Error()}}))
-		}
-		p.wg.Go(func() { p.answerStore(s, *m.Store) })
-		return nil
+		return p.askedStore(*m.Store)
+	case m.Op == "store" && m.Store != nil && p.cfg.TakeOver:
+		return p.askedEarly(*m.Store)
 	}
 	fdpass.CloseAll(files)
 	return fmt.Errorf("unexpected message %q with %d descriptors", m.Op, len(files))
@@ -257,6 +255,12 @@ func (p *fuseProcess) serve(c *wire.Conn) error {
 		p.wg.Go(p.granted)
 	}
 	if p.cfg.TakeOver {
+		for _, q := range p.early {
+			if err := p.askedStore(q); err != nil {
+				return err
+			}
+		}
+		p.early = nil
 		return nil
 	}
 	p.wg.Go(p.tellSteps)

@@ -176,7 +176,31 @@ func (d *fuseDaemon) storeLost() {
 	}
 }
 
-// answerStore is the daemon's side: it works for one question and answers.
+// askedStore is the daemon's side.
+func (p *fuseProcess) askedStore(q storeMsg) error {
+	s, err := p.storeFor(&q)
+	if err != nil {
+		return p.sock.Send(encode(fuseMsg{Op: "store", Store: &storeMsg{Number: q.Number, Error: err.Error()}}))
+	}
+	p.wg.Go(func() { p.answerStore(s, q) })
+	return nil
+}
+
+// mostEarly bounds what waits for a connection: an agent asks one thing at a time, and the next one asks anew.
+const mostEarly = 64
+
+// askedEarly is askedStore for a daemon that follows another and has no connection yet, which it needs to make a store. To end here, or to answer that
+// it has died, would be no help: the next one has no connection either, and what the agent hands over meanwhile would go to one that is dead.
+func (p *fuseProcess) askedEarly(q storeMsg) error {
+	if q.Do != "move" || len(p.early) == mostEarly {
+		return p.askedStore(storeMsg{Number: q.Number}) // it has none
+	}
+	p.log.Debug("a question about the store waits for a files lane", "do", q.Do)
+	p.early = append(p.early, q)
+	return nil
+}
+
+// answerStore works for one question and answers.
 func (p *fuseProcess) answerStore(s *store.Store, q storeMsg) {
 	v, err := doStore(p.ctx, s, q)
 	if q.Do == "done" {

@@ -107,8 +107,10 @@ var ErrServed = errors.New("a process of this host carries the migration out")
 const lockTime = 5 * time.Second
 
 // lock makes this process the only one that drives the migration on this side, until it ends.
-func (r *Record) lock() error {
-	for end := time.Now().Add(lockTime); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // flock(2) has no deadline
+func (r *Record) lock() error { return r.lockWithin(lockTime) }
+
+func (r *Record) lockWithin(limit time.Duration) error {
+	for end := time.Now().Add(limit); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // flock(2) has no deadline
 		err := unix.Flock(int(r.f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		switch {
 		case err == nil:
@@ -120,6 +122,20 @@ func (r *Record) lock() error {
 			return fmt.Errorf("lock record of migration %v: %w", r.ID, err)
 		}
 	}
+}
+
+// lock keeps others from driving a migration, if nobody does, until the file is closed.
+func (k Known) lock() (*os.File, error) {
+	f, err := os.Open(filepath.Join(k.Dir, "record"))
+	if err != nil {
+		return nil, fmt.Errorf("lock record of migration %v: %w", k.ID, err)
+	}
+	r := Record{ID: k.ID, f: f}
+	if err := r.lockWithin(0); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // find reads one migration's record of one side.

@@ -46,6 +46,12 @@ func sweepOne(k Known, log *slog.Logger) State {
 	if last.Side != SideTarget || last.State.Final() && last.State != Detached {
 		return last.State
 	}
+	lock, err := k.lock()
+	if err != nil { // whoever has it, a switch of the tree perhaps, is not done
+		log.Debug("a migration of an agent before is not swept", "id", k.ID, "state", last.State, "why", err)
+		return last.State
+	}
+	defer lock.Close()
 	if err := restore.Sweep(k.ID); err != nil { // something lives there still
 		log.Debug("a migration of an agent before goes on without one", "id", k.ID, "state", last.State, "why", err)
 		return last.State

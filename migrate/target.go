@@ -31,11 +31,10 @@ type Target struct {
 	handler *restore.Handler
 	stdio   *carrierLink // nil before the restore, and without streams
 
-	sessions chan *session    // control connections of a source that came back
-	want     chan []wire.Lane // lanes to ask the source for
-	given    chan wire.Lane   // lanes that the handler has got
-	stop     chan struct{}    // the agent ends
-	over     chan struct{}    // run has ended
+	sessions chan *session // control connections of a source that came back
+	lanes    *laneNews
+	stop     chan struct{} // the agent ends
+	over     chan struct{} // run has ended
 	once     sync.Once
 
 	cur       *session           // the control connection, nil while the source is away; run's alone
@@ -63,7 +62,7 @@ type Target struct {
 func newTarget(a *Agent, id wire.ID, m prepareMsg, log *slog.Logger) *Target {
 	return &Target{
 		a: a, id: id, msg: m, log: log,
-		sessions: make(chan *session), want: make(chan []wire.Lane, 16), given: make(chan wire.Lane, 16), stop: make(chan struct{}), over: make(chan struct{}),
+		sessions: make(chan *session), lanes: newLaneNews(), stop: make(chan struct{}), over: make(chan struct{}),
 		missing: map[wire.Lane]bool{},
 	}
 }
@@ -87,40 +86,27 @@ func (t *Target) enter(s State, note string) error {
 
 func (t *Target) agentEnds() { t.once.Do(func() { close(t.stop) }) }
 
-// ask wants lanes dialed; it never blocks for long, and asking twice is harmless.
-func (t *Target) ask(lanes ...wire.Lane) {
-	select {
-	case t.want <- lanes:
-	case <-t.stop:
-	case <-t.over:
-	}
-}
+// ask wants lanes dialed; asking twice is harmless.
+func (t *Target) ask(lanes ...wire.Lane) { t.lanes.say(true, lanes...) }
 
-// giveLane passes a connection to the process that serves the lane.
+// giveLane passes a connection to the process that serves the lane. It says so before: who gets it may lose it at once, and that must be the last word.
 func (t *Target) giveLane(l wire.Lane, f *os.File, clear bool) error {
 	t.mu.Lock()
 	fuse, handler := t.fuse, t.handler
 	t.mu.Unlock()
 	switch {
 	case l == wire.LaneFiles && fuse != nil:
-		if err := fuse.giveLane(f, clear); err != nil {
-			return err
-		}
+		t.lanes.say(false, l)
+		return fuse.giveLane(f, clear)
 	case (l == wire.LaneUrgent || l == wire.LaneBulk) && handler != nil:
-		if err := handler.GiveLane(l, f, clear); err != nil {
-			return err
-		}
-	default:
-		f.Close()
-		return fmt.Errorf("%v is not expected now", l)
+		t.lanes.say(false, l)
+		return handler.GiveLane(l, f, clear)
 	}
-	select {
-	case t.given <- l:
-	case <-t.stop:
-	case <-t.over:
-	}
-	return nil
+	f.Close()
+	return fmt.Errorf("%v is %w", l, errNoLane)
 }
+
+var errNoLane = errors.New("not expected now")
 
 // reconnect hands in a new control connection and waits until it is no longer used.
 func (t *Target) reconnect(c *wire.Conn, m stateMsg) {
@@ -228,10 +214,8 @@ func (t *Target) untilGranted(ctx context.Context, s *session) error {
 			if done || err != nil {
 				return err
 			}
-		case lanes := <-t.want:
-			t.askFor(s, lanes...)
-		case l := <-t.given:
-			delete(t.missing, l)
+		case <-t.lanes.some:
+			t.laneSaid(s)
 		case e, ok := <-t.capsule.Events():
 			if !ok || e.Kind == restore.EventExited {
 				return errors.New("the capsule has ended before the grant")

@@ -82,12 +82,17 @@ func (t *Target) awaitLanes(ctx context.Context, s *session) error {
 	missing := map[wire.Lane]bool{wire.LaneUrgent: true, wire.LaneBulk: true}
 	for len(missing) > 0 {
 		select {
-		case lanes := <-t.want:
-			if err := s.send(wire.MsgDial, dialMsg{Lanes: lanes}); err != nil {
+		case <-t.lanes.some:
+			ask, come := t.lanes.take()
+			for _, l := range come {
+				delete(missing, l)
+			}
+			if len(ask) == 0 {
+				continue
+			}
+			if err := s.send(wire.MsgDial, dialMsg{Lanes: ask}); err != nil {
 				return fmt.Errorf("ask for lanes: %w", err)
 			}
-		case l := <-t.given:
-			delete(missing, l)
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

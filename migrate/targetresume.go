@@ -21,26 +21,62 @@ func (a *Agent) pickUp(ctx context.Context) {
 		a.opt.Log.Error("read records", "err", err)
 	}
 	for _, k := range all {
-		last := k.Last()
-		if last.Side != SideTarget || last.Boot != bootID() || last.State != Asked && last.State != Granted && last.State != Resumed && last.State != Drained {
+		if !k.leftBehind() || !errors.Is(a.pickUpOne(ctx, k), ErrServed) {
 			continue
 		}
-		log := a.opt.Log.With("id", k.ID)
-		t, err := a.found(ctx, k)
-		if errors.Is(err, errDetached) {
-			log.Warn("migration is over", "audit", true, "state", Detached, "why", err)
-			continue
+		a.opt.Log.Warn("migration waits for a process that has it: a switch of the tree, whose agent is gone, or another agent", "id", k.ID)
+		a.wg.Go(func() { a.pickUpLater(ctx, k.ID) })
+	}
+}
+
+// leftBehind says whether there may be a tree here that an agent must care for.
+func (k Known) leftBehind() bool {
+	last := k.Last()
+	return last.Side == SideTarget && last.Boot == bootID() && (last.State == Asked || last.State == Granted || last.State == Resumed || last.State == Drained)
+}
+
+// pickUpOne takes one migration up, and drives it in a goroutine.
+func (a *Agent) pickUpOne(ctx context.Context, k Known) error {
+	state := k.Last().State
+	log := a.opt.Log.With("id", k.ID)
+	t, err := a.found(ctx, k)
+	switch {
+	case errors.Is(err, errDetached):
+		log.Warn("migration is over", "audit", true, "state", Detached, "why", err)
+		return err
+	case errors.Is(err, ErrServed):
+		return err
+	case err != nil:
+		log.Warn("migration is not taken up", "state", state, "err", err)
+		return err
+	}
+	log.Warn("migration is taken up", "audit", true, "tree", t.msg.Comm, "from", t.msg.Host, "state", state)
+	a.wg.Go(func() {
+		defer a.drop(t)
+		end := t.goOn(ctx)
+		log.Info("migration ends", "audit", true, "state", t.State(), "err", end)
+	})
+	return nil
+}
+
+const pickUpAgain = 100 * time.Millisecond
+
+// pickUpLater takes a migration up when whoever has it lets go of it. Its source is told meanwhile what the record says, and comes again.
+func (a *Agent) pickUpLater(ctx context.Context, id wire.ID) {
+	for {
+		select {
+		case <-time.After(pickUpAgain):
+		case <-ctx.Done():
+			return
 		}
+		k, err := find(a.opt.StateDir, id, SideTarget)
 		if err != nil {
-			log.Warn("migration is not taken up", "state", last.State, "err", err)
-			continue
+			a.opt.Log.Error("read record", "id", id, "err", err)
+			return
 		}
-		log.Warn("migration is taken up", "audit", true, "tree", t.msg.Comm, "from", t.msg.Host, "state", last.State)
-		a.wg.Go(func() {
-			defer a.drop(t)
-			end := t.goOn(ctx)
-			log.Info("migration ends", "audit", true, "state", t.State(), "err", end)
-		})
+		if !k.leftBehind() || !errors.Is(a.pickUpOne(ctx, k), ErrServed) {
+			return
+		}
 	}
 }
 
@@ -57,7 +93,7 @@ func (a *Agent) found(ctx context.Context, k Known) (*Target, error) {
 		return nil, err
 	}
 	// What was read may never have got to the disk.
-	if err := errors.Join(rec.lock(), rec.f.Sync()); err != nil {
+	if err := errors.Join(rec.lockWithin(pickUpTime), rec.f.Sync()); err != nil {
 		rec.Close()
 		return nil, err
 	}
@@ -77,6 +113,9 @@ func (a *Agent) found(ctx context.Context, k Known) (*Target, error) {
 	a.mu.Unlock()
 	return t, nil
 }
+
+// pickUpTime is how long an agent that starts waits for one migration: the others are not served meanwhile.
+const pickUpTime = time.Second
 
 // errDetached says that there is nothing to be taken up.
 var errDetached = errors.New("the agent before this one had detached the tree; that is recorded now")

@@ -57,14 +57,12 @@ func (t *Target) awaitGrant(s *session) (bool, error) {
 				t.log.Warn("ask for the grant", "err", err)
 			}
 			t.askAgain(s)
-		case lanes := <-t.want:
+		case <-t.lanes.some:
 			if frames == nil {
-				t.askFor(nil, lanes...)
+				t.laneSaid(nil)
 			} else {
-				t.askFor(s, lanes...)
+				t.laneSaid(s)
 			}
-		case l := <-t.given:
-			delete(t.missing, l)
 		case e, ok := <-t.capsule.Events():
 			if err := heldEnds(e, ok); err != nil {
 				return false, err
