@@ -20,7 +20,7 @@ var layers = [][]string{
 	{"cmd/lazymig", "cmd/lazymig-demo", "cmd/lazymig-bench", "e2e", "bench", "setup/install"},
 	{"migrate"},
 	{"dump", "restore", "lazyfs/store"},
-	{"lazyfs", "pagesrv", "remotefs", "preflight", "ahead", "restore/memory", "restore/detach", "lab"},
+	{"lazyfs", "pagesrv", "remotefs", "preflight", "ahead", "hot", "restore/memory", "restore/detach", "lab"},
 	{"images", "keys", "internal/criu", "internal/sqlite", "internal/kerneltest", "internal/fsmodel"},
 	{"setup", "wire", "internal/fdpass", "internal/pagemap", "internal/urgent", "internal/lograte", "internal/confine", "internal/budget", "internal/park"},
 }

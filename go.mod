@@ -5,6 +5,7 @@ go 1.26.0
 require (
 	github.com/aperturerobotics/protobuf-go-lite v0.14.0 // indirect
 	github.com/checkpoint-restore/go-criu/v8 v8.3.0 // indirect
+	github.com/cilium/ebpf v0.22.0 // indirect
 	github.com/cpuguy83/go-md2man/v2 v2.0.7 // indirect
 	github.com/gomodule/redigo v1.9.3 // indirect
 	github.com/hanwen/go-fuse/v2 v2.12.1 // indirect
