@@ -1,6 +1,7 @@
 package lazyfs
 
 import (
+	"bytes"
 	"strings"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
@@ -116,8 +117,29 @@ func (f *fsys) ListXAttr(_ <-chan struct{}, h *fuse.InHeader, dest []byte) (uint
 	if isLocal(h.NodeId) {
 		return f.ov.listXattr(h.NodeId, dest)
 	}
+	if h.Uid != 0 {
+		return f.listUntrusted(h.NodeId, dest)
+	}
 	n, v, err := f.remote.ListXattr(f.ctx, h.NodeId, uint32(len(dest)))
 	return f.xattr(n, v, err, dest)
+}
+
+// listUntrusted lists names but for those that file systems show only to who has CAP_SYS_ADMIN (xattr(7)): here that is root.
+func (f *fsys) listUntrusted(node uint64, dest []byte) (uint32, fuse.Status) {
+	_, all, err := f.remote.ListXattr(f.ctx, node, wire.MaxFileXattr)
+	if err != nil {
+		return 0, f.status(err)
+	}
+	var v []byte
+	for name := range bytes.SplitAfterSeq(all, []byte{0}) {
+		if !bytes.HasPrefix(name, []byte("trusted.")) {
+			v = append(v, name...)
+		}
+	}
+	if len(dest) > 0 && len(v) > len(dest) {
+		return uint32(len(v)), fuse.ERANGE
+	}
+	return f.xattr(uint32(len(v)), v, nil, dest)
 }
 
 func (f *fsys) xattr(n uint32, v []byte, err error, dest []byte) (uint32, fuse.Status) {

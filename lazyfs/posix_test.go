@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/hanwen/go-fuse/v2/posixtest"
+
+	"github.com/lazymig/lazymig/internal/fsmodel"
 )
 
 func TestPosix(t *testing.T) {
@@ -29,4 +31,11 @@ func TestReadWrite(t *testing.T) {
 	if b, err := os.ReadFile(filepath.Join(r.mnt, "x")); err != nil || string(b) != "hello" {
 		t.Fatalf("mount has %q, %v", b, err)
 	}
+}
+
+// TestTable does what a program may do by several users to the mount and to a plain directory; package store does the same when files are here.
+func TestTable(t *testing.T) {
+	fsmodel.KeepThread(t)
+	r := newRig(t, true)
+	fsmodel.Table(t, r.mnt, func() (string, string) { return r.mnt, r.src })
 }

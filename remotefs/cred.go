@@ -18,6 +18,7 @@ type as struct {
 	umask    uint32
 	override bool // ignore permission bits, whoever it is: the target's kernel has already decided
 	noFsetid bool // lose set-user-ID and set-group-ID bits even as root
+	fsetid   bool // keep them, whoever it is: the target's kernel has taken away what is not to be (vfs_prepare_mode, since Linux 6.0), and knows the caller's groups
 }
 
 type credJob struct {
@@ -133,7 +134,7 @@ func become(a as) error {
 	if g, _ := unix.SetfsgidRetGid(-1); uint32(g) != a.gid {
 		return fmt.Errorf("setfsgid %d: %w", a.gid, unix.EPERM)
 	}
-	if !a.override && !a.noFsetid {
+	if !a.override && !a.noFsetid && !a.fsetid {
 		return nil
 	}
 	c, err := getCaps()
@@ -142,6 +143,9 @@ func become(a as) error {
 	}
 	if a.override {
 		c[0].Effective |= c[0].Permitted & (1<<unix.CAP_DAC_OVERRIDE | 1<<unix.CAP_DAC_READ_SEARCH)
+	}
+	if a.fsetid {
+		c[0].Effective |= c[0].Permitted & (1 << unix.CAP_FSETID)
 	}
 	if a.noFsetid {
 		c[0].Effective &^= 1 << unix.CAP_FSETID

@@ -36,7 +36,8 @@ func (s *Server) opSetAttr(r *request) error {
 	if r.node.fs.hidden {
 		return unix.EROFS
 	}
-	if c.Valid&(wire.FileSetUID|wire.FileSetGID) != 0 {
+	const something = wire.FileSetMode | wire.FileSetUID | wire.FileSetGID | wire.FileSetSize | wire.FileSetAtime | wire.FileSetMtime
+	if c.Valid&(wire.FileSetUID|wire.FileSetGID) != 0 || c.Valid&something == 0 { // chown(-1, -1), which takes bits away, is what nothing else comes as
 		uid, gid := -1, -1
 		if c.Valid&wire.FileSetUID != 0 {
 			uid = int(c.UID)

@@ -320,8 +320,10 @@ func (s *Server) opFallocate(r *request) error {
 			return err
 		}
 	}
-	_, err = retry(func() (int, error) { return 0, unix.Fallocate(h.fd, mode, off, n) })
-	return err
+	return s.losingBits(h.fd, r.who, r.who.UID != 0, func() error { // the kernel leaves it to the file system, but does not say who may keep them
+		_, err := retry(func() (int, error) { return 0, unix.Fallocate(h.fd, mode, off, n) })
+		return err
+	})
 }
 
 // opLseek: handle, offset, whence → offset. Only for data and holes; the position itself means nothing here.
@@ -365,7 +367,11 @@ func (s *Server) opCopyRange(r *request) error {
 	if to.dir != nil || to.node.id != toNode {
 		return unix.EBADF
 	}
-	got, err := unix.CopyFileRange(h.fd, &off, to.fd, &toOff, int(min(n, 64<<20)), 0)
+	got := 0
+	err = s.losingBits(to.fd, r.who, r.who.UID != 0, func() error {
+		got, err = unix.CopyFileRange(h.fd, &off, to.fd, &toOff, int(min(n, 64<<20)), 0)
+		return err
+	})
 	if err != nil {
 		return err
 	}

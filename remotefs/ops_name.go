@@ -116,7 +116,7 @@ func (s *Server) opForget(r *request) error {
 
 // create runs fn, which makes a file, as the caller.
 func (s *Server) create(who wire.FileCaller, umask uint32, fn func() error) error {
-	a := as{uid: who.UID, gid: who.GID, umask: umask}
+	a := as{uid: who.UID, gid: who.GID, umask: umask, fsetid: true}
 	err := s.cred.do(a, fn)
 	if errors.Is(err, unix.EACCES) { // groups of one process of the tree that the server was not told
 		a.override = true

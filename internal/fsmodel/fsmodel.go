@@ -1,4 +1,4 @@
-// Package fsmodel gives two directories the same random operations, and tells all that a program would see of them, for tests of file systems: one of them is
+// Package fsmodel gives two directories the same operations, at random (Compare) or from a table (Table), and tells all that a program would see of them, for tests of file systems: one of them is
 // a plain directory.
 package fsmodel
 

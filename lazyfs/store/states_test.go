@@ -18,12 +18,28 @@ var states = map[string]func(*testing.T) (r *rig, dir string){
 	"here":   func(t *testing.T) (*rig, string) { return moving(t, true) },
 	"detached": func(t *testing.T) (*rig, string) {
 		r, _ := moving(t, true)
-		if s := r.settle(); len(s.Undecided) > 0 {
-			t.Fatalf("%+v", s.Undecided)
-		}
-		r.say("done", nil)
-		return r, filepath.Join(r.root, "w")
+		return r, detached(t, r)
 	},
+}
+
+// detached puts the tree on its copies.
+func detached(t *testing.T, r *rig) (dir string) {
+	t.Helper()
+	if s := r.settle(); len(s.Undecided) > 0 {
+		t.Fatalf("%+v", s.Undecided)
+	}
+	r.say("done", nil)
+	return filepath.Join(r.root, "w")
+}
+
+// allHere waits until copies of all files are right.
+func (r *rig) allHere(t *testing.T) {
+	t.Helper()
+	kerneltest.Eventually(t, "copies", func() bool {
+		var st Status
+		r.say("status", &st)
+		return st.Ready && st.Forwarded+st.Partly == 0
+	})
 }
 
 // moving is a mount with an empty directory that comes.
@@ -65,17 +81,33 @@ func TestSees(t *testing.T) {
 				}
 				fsmodel.Compare(t, seed+300, 1000, dir, source, func(d *fsmodel.Dir, step int) {
 					if state == "here" && step%25 == 0 {
-						kerneltest.Eventually(t, "copies", func() bool {
-							var st Status
-							r.say("status", &st)
-							return st.Ready && st.Forwarded+st.Partly == 0
-						})
+						r.allHere(t)
 					}
 					if step%3 == 0 {
 						d.Uncache()
 					}
 				})
 			}
+		})
+	}
+}
+
+// TestTable is lazyfs' in each state that is ours: what is made before is there or has come when the rest is done with it.
+func TestTable(t *testing.T) {
+	for state := range states {
+		t.Run(state, func(t *testing.T) {
+			fsmodel.KeepThread(t)
+			r, dir := moving(t, state != "partly")
+			fsmodel.Table(t, dir, func() (string, string) {
+				switch state {
+				case "here":
+					r.allHere(t)
+				case "detached":
+					dir = detached(t, r)
+					return dir, dir
+				}
+				return dir, filepath.Join(r.src, "w")
+			})
 		})
 	}
 }
