@@ -293,12 +293,19 @@ func (c *Copier) flush(r *Round) error {
 
 // Dirty is how many bytes have been written since the last round.
 func (c *Copier) Dirty() (bytes uint64, err error) {
+	bytes, _, err = c.DirtyRuns()
+	return bytes, err
+}
+
+// DirtyRuns also says in how many runs of adjacent pages they lie.
+func (c *Copier) DirtyRuns() (bytes uint64, runs int, err error) {
 	err = c.each(func(s *space) error {
-		n, err := s.dirty()
+		n, r, err := s.dirty()
 		bytes += n * pageSize
+		runs += r
 		return err
 	})
-	return bytes, err
+	return bytes, runs, err
 }
 
 // Good tells, of the frozen tree, which pages' copies are good: f gets words of 64 pages. processes are those that will be restored.

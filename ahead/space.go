@@ -133,14 +133,19 @@ func (s *space) written() (spans, error) {
 	return todo, err
 }
 
-// dirty is how many pages have been written since written was called.
-func (s *space) dirty() (n uint64, err error) {
+// dirty is how many pages have been written since written was called, and in how many runs they lie.
+func (s *space) dirty() (n uint64, runs int, err error) {
+	end := uint64(0)
 	err = s.scan(s.pagemap.Fd(), s.known, lookStep, contents(pagemap.Query{All: pagemap.Written, Any: there}), func(v pagemap.Region) {
 		if v.Categories&pagemap.PfnZero == 0 {
 			n += (v.End - v.Start) / pageSize
+			if v.Start != end {
+				runs++
+			}
+			end = v.End
 		}
 	})
-	return n, err
+	return n, runs, err
 }
 
 // good is what of sent is good now that the process is frozen, and stays so.

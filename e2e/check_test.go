@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/migrate"
 	"github.com/lazymig/lazymig/preflight"
 )
 
@@ -97,6 +98,51 @@ func TestCheckTo(t *testing.T) {
 	if all, code := r.checkTo(p.Pid); code != 0 {
 		t.Errorf("check ended with %d: %v", code, all)
 	}
+	r.clean()
+}
+
+// TestCheckForecast: check says what each mode would come to, and leaves the process as it was: not one mapping is tracked, no descriptor is left, it runs on with the right bytes.
+func TestCheckForecast(t *testing.T) {
+	r := newRig(t, "churn")
+	a, b := r.l.A, r.l.B
+	p := r.spawn(a, r.dir+"/churn", "96", "/srv/status")
+	r.goesOn(a, "/srv/status")
+	args := []string{"check", "--pid", fmt.Sprint(p.Pid), "--to", b.Addr + ":" + agentPort, "--tls-dir", r.keys}
+	out, err := a.Command(r.ctx, r.lazymig, append(args, "--json")...).Output()
+	if err != nil {
+		t.Fatalf("check: %v\n%s", err, out)
+	}
+	var o migrate.Outlook
+	for line := range strings.Lines(string(out)) {
+		var f preflight.Finding
+		if err := json.Unmarshal([]byte(line), &f); err != nil || f.Code != "forecast" {
+			continue
+		}
+		if err := json.Unmarshal([]byte(line), &o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var modes []string
+	for _, f := range o.Forecasts {
+		modes = append(modes, f.Mode)
+		if f.DowntimeMS <= 0 || f.Bytes == 0 || f.Mode == o.Best && o.Text == "" {
+			t.Errorf("forecast: %+v", f)
+		}
+	}
+	// The program writes all the time, on a line that carries something.
+	if want := []string{"post", "hybrid", "pre", "stop"}; !slices.Equal(modes, want) || !slices.Contains(want, o.Best) || o.Measured == nil || o.Measured.Written == 0 || o.Measured.Line < 1<<20 || o.Measured.CPUs <= 0 {
+		t.Errorf("outlook: %+v, measured %+v\n%s", o, o.Measured, out)
+	}
+	if s := r.sh(a, fmt.Sprintf("grep -c '^VmFlags:.* uw' /proc/%d/smaps; ls -l /proc/%[1]d/fd | grep -c userfaultfd; true", p.Pid)); s != "0\n0" {
+		t.Errorf("left in the process: %q mappings and descriptors", s)
+	}
+	text, err := a.Command(r.ctx, r.lazymig, args...).Output()
+	if err != nil || !strings.Contains(string(text), "auto would choose this") {
+		t.Errorf("check: %v\n%s", err, text)
+	}
+	t.Logf("%s", text)
+	r.goesOn(a, "/srv/status")
+	r.ended(a, a, p.Pid, "/srv/status")
 	r.clean()
 }
 

@@ -23,6 +23,7 @@ type Event struct {
 	GrantMS     float64   `json:"grant_ms,omitempty"`
 	Mode        string    `json:"mode,omitempty"`             // chosen
 	Forecast    *Forecast `json:"forecast,omitempty"`         // chosen, done
+	Measured    *Measured `json:"measured,omitempty"`         // chosen: what the forecast is made of
 	AheadMS     float64   `json:"ahead_ms,omitempty"`         // before the freeze
 	AheadBytes  uint64    `json:"ahead_bytes,omitempty"`      // sent then
 	AheadGood   uint64    `json:"ahead_good_bytes,omitempty"` // of these, not written since

@@ -9,7 +9,7 @@ type Type uint16
 const (
 	MsgHello Type = 1 // Hello
 	MsgError Type = 2 // Error: the request with this ID failed
-	MsgPing  Type = 3 // heartbeat; answered by MsgPong with the same ID
+	MsgPing  Type = 3 // heartbeat; answered by MsgPong with the same ID, its payload is forgotten
 	MsgPong  Type = 4
 )
 

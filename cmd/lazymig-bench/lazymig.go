@@ -96,6 +96,8 @@ func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, 
 	}
 	for _, e := range events {
 		switch e.Event {
+		case "chosen":
+			o.chosen = &e
 		case "frozen":
 			o.frozen = e.Time
 		case "resumed":
@@ -103,7 +105,7 @@ func (b *bench) migrate(ctx context.Context, l *lab.Lab, p *process, agentArgs, 
 		case "done":
 			o.dumpMS, o.transferMS, o.restoreMS, o.grantMS = e.DumpMS, e.TransferMS, e.RestoreMS, e.GrantMS
 			o.bytes, o.faultP50, o.faultP99, drainMS = e.MemoryBytes, e.FaultP50US, e.FaultP99US, e.DrainMS
-			o.sent, o.aheadMS = e.BytesSent, e.AheadMS
+			o.sent, o.aheadMS, o.done = e.BytesSent, e.AheadMS, &e
 		}
 	}
 	if o.pid == 0 || drainMS == 0 || o.frozen.IsZero() {

@@ -4,7 +4,8 @@
 // Each move has a fresh lab. What stock CRIU needs is given to it: its pipe limits are raised (and put back), its cache of
 // kernel features is warm, its images go to the other host by a copy from tmpfs to tmpfs, its pages without encryption.
 //
-// `lazymig-bench -quick` is a short one that judges (quick.go). `lazymig-bench files` is another benchmark: files that are still at the source, beside sshfs (files.go). `lazymig-bench cut` is none: what becomes of the
+// `lazymig-bench -quick` is a short one that judges (quick.go). `lazymig-bench files` is another benchmark: files that are still at the source, beside sshfs (files.go). `lazymig-bench modes` holds the modes against each
+// other, and what auto chooses against the best of them (modes.go). `lazymig-bench cut` is none: what becomes of the
 // process when something breaks (cut.go).
 package main
 
@@ -46,6 +47,8 @@ func main() {
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == filesArg:
 		do = func(ctx context.Context) error { return filesMain(ctx, os.Args[2:]) }
+	case len(os.Args) > 1 && os.Args[1] == modesArg:
+		do = func(ctx context.Context) error { return modesMain(ctx, os.Args[2:]) }
 	case len(os.Args) > 1 && os.Args[1] == cutArg:
 		do = func(ctx context.Context) error { return cutMain(ctx, os.Args[2:]) }
 	}
@@ -67,6 +70,9 @@ type bench struct {
 	share    []string
 	cpu      *cpuMeter
 	gap      time.Duration // between the toucher's touches
+	writer   string        // another workload, and how it writes; empty: the toucher
+	pattern  string
+	line     string        // a command on A that makes the line narrow; empty: it is as it is
 	rtt      time.Duration // of the line between the hosts, for lazymig; 0: as it is
 	verbose  bool
 
@@ -185,7 +191,7 @@ func newBench(ctx context.Context, root string) (b *bench, done func() error, er
 	}
 	b.self, b.workload, b.keys = filepath.Join(dir, "bench"), filepath.Join(dir, "workload"), filepath.Join(dir, "keys")
 	b.share = append(lab.ProjectShare(root), filepath.Join(root, "bin"))
-	err = errors.Join(copySelf(b.self), compileWorkload(ctx, b.workload), keys.Init(b.keys), keys.Host(b.keys, "10.77.0.1", "10.77.0.2"))
+	err = errors.Join(copySelf(b.self), compileWorkload(ctx, workloadSource, b.workload), keys.Init(b.keys), keys.Host(b.keys, "10.77.0.1", "10.77.0.2"))
 	if err == nil {
 		var putBack func() error
 		if putBack, err = raisePipes(); err == nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/lazymig/lazymig/lab"
+	"github.com/lazymig/lazymig/migrate"
 )
 
 //go:embed testdata/workload.c
@@ -26,9 +27,9 @@ const (
 	patience   = 5 * time.Minute // ends a hang
 )
 
-func compileWorkload(ctx context.Context, to string) error {
-	cmd := exec.CommandContext(ctx, "gcc", "-O2", "-pthread", "-x", "c", "-", "-o", to)
-	cmd.Stdin = bytes.NewReader(workloadSource)
+func compileWorkload(ctx context.Context, source []byte, to string) error {
+	cmd := exec.CommandContext(ctx, "gcc", "-O2", "-pthread", "-x", "c", "-", "-o", to, "-lm")
+	cmd.Stdin = bytes.NewReader(source)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("compile workload: %w\n%s", err, out)
 	}
@@ -52,6 +53,7 @@ type outcome struct {
 	faultP50, faultP99                                 float64
 	aheadMS                                            float64
 	sent                                               uint64
+	done, chosen                                       *migrate.Event // as it told them; chosen: by --mode auto
 	// resultOn is the host whose file system the workload writes to.
 	resultOn *lab.Host
 	pid      int          // in B
@@ -130,7 +132,16 @@ func (b *bench) workloadOnA(ctx context.Context, mb int) (*lab.Lab, *lab.Proc, e
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := l.A.Spawn(lab.Spawn{Args: []string{b.workload, strconv.Itoa(mb), strconv.Itoa(int(b.gap.Microseconds())), readyFile, resultFile}})
+	if b.line != "" {
+		if out, err := l.A.Command(ctx, "/bin/sh", "-c", b.line).CombinedOutput(); err != nil {
+			return nil, nil, errors.Join(said("make the line narrow", err, out), l.Down())
+		}
+	}
+	argv := []string{b.workload, strconv.Itoa(mb), strconv.Itoa(int(b.gap.Microseconds()))}
+	if b.pattern != "" {
+		argv = []string{b.writer, b.pattern, strconv.Itoa(mb)}
+	}
+	p, err := l.A.Spawn(lab.Spawn{Args: append(argv, readyFile, resultFile)})
 	if err != nil {
 		return nil, nil, errors.Join(err, l.Down())
 	}

@@ -30,7 +30,7 @@ func migrateCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "with", Usage: "a `PATH` that comes along with all that is in it, used or not (repeatable)"},
 			&cli.StringSliceFlag{Name: "local", Usage: "a directory `PATH` that is the target's own there (repeatable)"},
 			&cli.StringFlag{Name: "mode", Value: migrate.ModePost, Usage: "`HOW` memory gets there: post (after the resume, what is needed first), hybrid (ahead, while the process runs here, and what it wrote since after the resume), pre (ahead, until the rest fits --max-downtime; nothing comes from here after the resume) or stop (all of it before the resume; the pause grows with memory); auto measures writes and line, and says what it has chosen and why"},
-			&cli.DurationFlag{Name: "max-downtime", Value: 300 * time.Millisecond, Usage: "for --mode pre: what memory may `TAKE` of the pause"},
+			maxDowntimeFlag(),
 			&cli.StringSliceFlag{Name: "remote", Usage: "a directory `PATH` that stays here: the process goes on using it over the network when all else has moved (repeatable)"},
 			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "`WHERE` standard streams go that others hold too: relay (to where they went, by the source), journal (the target's), null, or a file on the target"},
 			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "`WHAT` is done when this host is gone before all has moved: wait (for ever), or kill the process on the target after --source-loss-after"},
@@ -47,6 +47,10 @@ func migrateCommand() *cli.Command {
 		},
 		Action: doMigrate,
 	}
+}
+
+func maxDowntimeFlag() cli.Flag {
+	return &cli.DurationFlag{Name: "max-downtime", Value: 300 * time.Millisecond, Usage: "for --mode pre: what memory may `TAKE` of the pause"}
 }
 
 func doMigrate(c *cli.Context) error {
@@ -310,7 +314,7 @@ func (p *printer) print(e migrate.Event) {
 		}
 	case "done":
 		if e.Forecast != nil {
-			fmt.Printf("  was: frozen for %.0f ms, %.1f s before and %.1f s after that, %d MB sent; expected: %s\n", e.DowntimeMS, e.AheadMS/1000, e.DrainMS/1000, e.BytesSent>>20, e.Forecast)
+			fmt.Printf("  was:      %s: frozen for %.0f ms, %.1f s before and %.1f s after that, %d MB sent\n  expected: %s\n", e.Mode, e.DowntimeMS, e.AheadMS/1000, e.DrainMS/1000, e.BytesSent>>20, e.Forecast)
 		}
 	case "exited":
 		fmt.Printf("  the process has ended on the target (wait status %d)\n", *e.Status)
