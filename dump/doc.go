@@ -26,7 +26,8 @@
 // And shared memory from a megabyte on, anonymous or a memfd's, in all of its mappings or in none (shared.go): if one of them is locked, private, has guard
 // pages or may not be written, or a process has the memory open as well, CRIU copies it as ever, and Result.Eager says why. (A read, a write or a new mapping through a
 // descriptor would find holes where the pages are that have not come.) The images get the mappings, what makes a memfd that one, and an
-// image of the memory without a page. SysV segments are not hidden: the kernel registers none with a userfaultfd.
+// image of the memory without a page. SysV segments are not hidden: the kernel registers no attachment with a userfaultfd, and a new one (shmat), which any
+// process of the tree may make at any time, would find holes, too.
 //
 // VmFlags may change without a change in maps. They are compared by a BPF iterator while the tree is frozen
 // (vmflags.go); without one smaps is read again after the freeze, while the transfer is busy, and Check fails if a

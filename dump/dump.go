@@ -30,7 +30,7 @@ const refreezeLimit = 10 * time.Second
 // Errors of this package.
 var (
 	// ErrChanged: what CRIU was not shown has changed its nature between the snapshot and the freeze. Try again.
-	ErrChanged = errors.New("mappings changed their flags while the tree was being frozen")
+	ErrChanged = errors.New("the tree changed while it was being frozen")
 	// ErrNotStopped: the tree is not as it must be for a grant.
 	ErrNotStopped = errors.New("tree is not frozen as it was dumped")
 	// ErrState: not now.
@@ -111,7 +111,7 @@ func (d *Dump) prepare(ctx context.Context) error {
 	if err := d.makeDirs(); err != nil {
 		return err
 	}
-	if d.ns, err = openNamespaces(d.o.PID, d.usesSysV()); err != nil {
+	if d.ns, err = openNamespaces(d.o.PID); err != nil {
 		return err
 	}
 	if d.h, err = openHierarchy(); err != nil {

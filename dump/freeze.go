@@ -65,6 +65,9 @@ func (d *Dump) freeze(ctx context.Context) (*Result, error) {
 	if err := d.settle(); err != nil {
 		return nil, err
 	}
+	if err := d.ns.recheck(); err != nil {
+		return nil, err
+	}
 	if err := d.refresh(r); err != nil {
 		return nil, err
 	}

@@ -2,10 +2,14 @@ package dump
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/criu"
 )
 
 // namespaces are those of the tree's root process. CRIU must run in them: it would dump those that differ from its own.
@@ -13,6 +17,8 @@ import (
 type namespaces struct {
 	mnt    *os.File
 	others []nsFile // those that differ from this process's
+	ipc    *os.File // one of these, or left outside; nil: this process's own
+	sysV   bool     // it is left outside
 }
 
 type nsFile struct {
@@ -20,9 +26,9 @@ type nsFile struct {
 	kind int
 }
 
-// An IPC namespace of which segments are mapped is left outside: CRIU dumps System V memory only as part of a namespace that is not
-// its own, and makes one anew on the target (criu/cr-dump.c).
-func openNamespaces(pid int, sysV bool) (*namespaces, error) {
+// An IPC namespace in which there is anything of System V is left outside: CRIU dumps segments, semaphores and queues only as part of a namespace
+// that is not its own, and makes one anew on the target (criu/cr-dump.c). Else they would be lost without a word.
+func openNamespaces(pid int) (*namespaces, error) {
 	n := &namespaces{}
 	for _, k := range []struct {
 		name string
@@ -45,13 +51,23 @@ func openNamespaces(pid int, sysV bool) (*namespaces, error) {
 			n.close()
 			return nil, fmt.Errorf("look at namespaces of process %d: %w", pid, err)
 		}
-		if own == theirs || k.kind == unix.CLONE_NEWIPC && sysV {
+		if own == theirs {
 			continue
 		}
 		f, err := os.Open(path)
 		if err != nil {
 			n.close()
 			return nil, fmt.Errorf("look at namespaces of process %d: %w", pid, err)
+		}
+		if k.kind == unix.CLONE_NEWIPC {
+			n.ipc = f
+			if n.sysV, err = sysVIn(f); err != nil {
+				n.close()
+				return nil, err
+			}
+			if n.sysV {
+				continue
+			}
 		}
 		n.others = append(n.others, nsFile{f, k.kind})
 	}
@@ -74,20 +90,46 @@ func (n *namespaces) enter() error {
 	return enterMount(n.mnt)
 }
 
-// usesSysV says whether a task of the tree maps a System V segment.
-func (d *Dump) usesSysV() bool {
-	for _, p := range d.procs {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", p.pid))
-		if err == nil && bytes.Contains(b, []byte(" /SYSV")) { // one that has ended uses nothing
-			return true
+// sysVIn says whether an IPC namespace holds a segment, a semaphore set or a message queue. The kernel shows those of who opens the file.
+func sysVIn(ns *os.File) (found bool, err error) {
+	criu.OnThrowawayThread(func() {
+		if err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWIPC); err != nil {
+			err = fmt.Errorf("look for System V objects of the tree: enter its namespace: %w", err)
+			return
 		}
+		for _, kind := range []string{"shm", "sem", "msg"} {
+			b, rerr := os.ReadFile("/proc/sysvipc/" + kind)
+			if errors.Is(rerr, fs.ErrNotExist) { // a kernel without them
+				continue
+			}
+			if rerr != nil {
+				err = fmt.Errorf("look for System V objects of the tree: %w", rerr)
+				return
+			}
+			found = found || bytes.Count(b, []byte("\n")) > 1 // the first line names the columns
+		}
+	})
+	return found, err
+}
+
+// recheck fails if the frozen tree has something of System V and had nothing when CRIU was started in its namespace.
+func (n *namespaces) recheck() error {
+	if n.ipc == nil || n.sysV {
+		return nil
 	}
-	return false
+	found, err := sysVIn(n.ipc)
+	if err == nil && found {
+		err = fmt.Errorf("System V memory, semaphores or a queue have been made since the preparation; remedy: try again: %w", ErrChanged)
+	}
+	return err
 }
 
 func (n *namespaces) close() {
 	for _, o := range n.others {
 		o.f.Close()
+	}
+	if n.ipc != nil {
+		n.ipc.Close() // it may be among them; a second time does no harm
 	}
 	if n.mnt != nil {
 		n.mnt.Close()
