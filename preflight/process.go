@@ -83,6 +83,7 @@ func Process(ctx context.Context, opt Options) (*Report, error) {
 	in.checkTasks()
 	in.readNamespaces()
 	in.checkNamespaces()
+	in.checkSysV()
 	in.checkCgroup()
 	for _, t := range in.tasks {
 		if err := ctx.Err(); err != nil {

@@ -25,6 +25,8 @@ func TestRefusals(t *testing.T) {
 		{"vsock", "", "vsock"},
 		{"icmp", "", "socket-protocol"},
 		{"sysv", "", "sysv-shm"},
+		{"semaphores", "", "sysv-ipc"},
+		{"queue", "", "sysv-ipc"},
 		{"mqueue", "", "mqueue"},
 		{"traced", "", "traced"},
 		{"deadline", "", "deadline"},

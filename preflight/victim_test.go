@@ -133,7 +133,24 @@ func await(t *testing.T, out io.Reader) []string {
 // mode starts the victim in one of its modes.
 func mode(t *testing.T, args ...string) *victim {
 	t.Helper()
-	return start(t, nil, victimPath, args...)
+	v := start(t, nil, victimPath, args...)
+	for _, l := range v.said { // what no process's end removes
+		var id int
+		if n, _ := fmt.Sscanf(l, "semaphores %d", &id); n == 1 {
+			t.Cleanup(func() { removeSysV(t, syscall.SYS_SEMCTL, uintptr(id), 0, 0) })
+		}
+		if n, _ := fmt.Sscanf(l, "queue %d", &id); n == 1 {
+			t.Cleanup(func() { removeSysV(t, syscall.SYS_MSGCTL, uintptr(id), 0, 0) })
+		}
+	}
+	return v
+}
+
+// removeSysV is IPC_RMID, 0, of include/uapi/linux/ipc.h; semctl has it as its third argument, msgctl as its second.
+func removeSysV(t *testing.T, call, id, second, third uintptr) {
+	if _, _, errno := syscall.Syscall(call, id, second, third); errno != 0 {
+		t.Errorf("remove System V object %d: %v", id, errno)
+	}
 }
 
 // child is the pid of the child that a "shared" mode printed.

@@ -25,8 +25,10 @@
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/msg.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/sem.h>
 #include <sys/shm.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -165,6 +167,20 @@ static void sysv(void)
 	void *p = shmat(id, 0, 0);
 	shmctl(id, IPC_RMID, 0);
 	must(p == (void *)-1 ? -1 : 0);
+}
+static void semaphores(void)
+{
+	int id = must(semget(IPC_PRIVATE, 3, 0600));
+	printf("semaphores %d\n", id);
+	struct sembuf up = {2, 1, 0};
+	must(semop(id, &up, 1));
+}
+static void queue(void)
+{
+	struct { long type; char text[4]; } m = {1, "abc"};
+	int id = must(msgget(IPC_PRIVATE, 0600));
+	printf("queue %d\n", id);
+	must(msgsnd(id, &m, 4, 0));
 }
 static void mqueue(void)
 {
@@ -570,7 +586,7 @@ static const struct { const char *name; void (*f)(void); } modes[] = {
 	{ "plain", plain }, { "io_uring", io_uring }, { "userfaultfd", userfaultfd_ }, { "perf", perf }, { "bpf_map", bpf_map },
 	{ "landlock_ruleset", landlock_ruleset }, { "landlock", landlock }, { "mdwe", mdwe }, { "nnp", nnp }, { "mseal", mseal_ },
 	{ "mptcp", mptcp }, { "vsock", vsock }, { "alg", alg }, { "icmp", icmp }, { "unix_connect", unix_connect }, { "unix_dgram", unix_dgram },
-	{ "unix_inside", unix_inside }, { "sysv", sysv }, { "mqueue", mqueue },
+	{ "unix_inside", unix_inside }, { "sysv", sysv }, { "semaphores", semaphores }, { "queue", queue }, { "mqueue", mqueue },
 	{ "deleted", deleted }, { "renamed", renamed }, { "writer", writer }, { "traced", traced }, { "deadline", deadline },
 	{ "ns_child", ns_child }, { "ns_thread", ns_thread }, { "files_thread", files_thread }, { "fixups", fixups },
 	{ "aio_ring", aio_ring }, { "aio_direct", aio_direct }, { "device", device }, { "secretmem", secretmem },
