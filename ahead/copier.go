@@ -31,6 +31,8 @@ type Options struct {
 	CloseIn func(pid, fd int) error
 	// Send takes pages; it keeps nothing of them. The spans of a batch hold exactly the bytes.
 	Send func(Batch) error
+	// Compare: pages are compared, nothing is tracked. Borrow and CloseIn are not called then.
+	Compare bool
 	// Room is how many bytes the target takes.
 	Room uint64
 	Log  *slog.Logger
@@ -66,6 +68,7 @@ type Copier struct {
 	spaces map[uint32]*space
 	room   uint64 // pages
 	batch  Batch
+	key    []byte // of sums; nil: nothing is compared
 }
 
 // Supported says whether the kernel can track writes.
@@ -83,10 +86,14 @@ func New(o Options) *Copier {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Copier{
+	c := &Copier{
 		o: o, log: o.Log, spaces: map[uint32]*space{}, room: o.Room / pageSize,
 		batch: Batch{Data: make([]byte, 0, BatchPages*pageSize)},
 	}
+	if o.Compare {
+		c.key = newKey()
+	}
+	return c
 }
 
 // Track begins to track the processes of the tree that are not tracked yet. One that can't be is left out. tree lists those that there
@@ -105,16 +112,20 @@ func (c *Copier) Track(tree func() ([]Process, error)) error {
 			c.forget(s)
 		}
 		fresh = true
+		var compared *sums
+		if c.o.Compare {
+			compared = newSums(c.key)
+		}
 		s, err := open(func(pid int) (*os.File, error) {
 			return c.o.Borrow(pid, unix.SYS_USERFAULTFD, unix.O_CLOEXEC|unix.O_NONBLOCK|userModeOnly)
-		}, p)
+		}, p, compared)
 		if err != nil {
 			c.log.Info("process is not copied ahead", "pid", p.PID, "why", err)
 			continue
 		}
 		c.spaces[p.ID] = s
 	}
-	if !fresh {
+	if !fresh || c.o.Compare {
 		return nil
 	}
 	if all, err = tree(); err != nil {
@@ -170,7 +181,13 @@ func (c *Copier) each(f func(*space) error) error {
 
 // Protect is the beginning of a round: what Dirty tells then has been written since.
 func (c *Copier) Protect() error {
-	return c.each(func(s *space) error { return s.protect() })
+	return c.each(func(s *space) error {
+		err := s.protect()
+		if err == nil && s.sums != nil {
+			s.sums.begin(s.mem, s.pending)
+		}
+		return err
+	})
 }
 
 // protect adds to what is to be read.
@@ -217,7 +234,12 @@ func (c *Copier) read(ctx context.Context, s *space, r *Round, limit uint64) err
 	}
 	todo := s.pending.both(s.known)
 	s.pending = nil
-	bypassed, err := direct(s.pid)
+	bypassed, err := false, error(nil)
+	if s.sums == nil { // what is compared is so after the freeze, when nothing is on its way any more
+		bypassed, err = direct(s.pid)
+	} else {
+		s.sums.probe = nil
+	}
 	if err != nil {
 		return err
 	}
@@ -265,12 +287,20 @@ func (c *Copier) copy(ctx context.Context, s *space, t span, r *Round, limit uin
 			t.start += pageSize
 			continue
 		}
-		s.sent.set(n)
-		c.room -= s.held.missing(n)
-		s.held.set(n)
 		c.batch.ID = s.id
-		c.batch.Data = c.batch.Data[:have+int(n.end-n.start)]
-		c.batch.Runs = append(c.batch.Runs, Run{Addr: n.start, Pages: uint32((n.end - n.start) / pageSize)})
+		take := func(n span) {
+			s.sent.set(n)
+			c.room -= s.held.missing(n)
+			s.held.set(n)
+			c.batch.Runs = append(c.batch.Runs, Run{Addr: n.start, Pages: uint32((n.end - n.start) / pageSize)})
+		}
+		left := int(n.end - n.start)
+		if s.sums != nil {
+			left = s.changed(n, c.batch.Data[have:have+left], take)
+		} else {
+			take(n)
+		}
+		c.batch.Data = c.batch.Data[:have+left]
 		t.start = n.end
 		if len(c.batch.Data) == cap(c.batch.Data) {
 			if err := c.flush(r); err != nil {

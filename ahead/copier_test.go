@@ -121,24 +121,45 @@ func (g target) take(b Batch) error {
 }
 
 // TestGoodCopies copies a program that moves, drops, unmaps, maps, protects and writes memory, and forks: every copy that is called good when it has
-// stopped is what is there. Afterwards nothing is left of the tracking, and the program goes on.
+// stopped is what is there. Afterwards nothing is left of the tracking, and the program goes on. So it is where writes are tracked, where pages are compared, and where they are on a kernel
+// that says page by page which are there.
 func TestGoodCopies(t *testing.T) {
-	need(t)
+	t.Run("tracked", func(t *testing.T) { need(t); goodCopies(t, false, false) })
+	t.Run("compared", func(t *testing.T) { goodCopies(t, true, false) })
+	t.Run("compared, old kernel", func(t *testing.T) { goodCopies(t, true, true) })
+}
+
+func goodCopies(t *testing.T, compare, entries bool) {
+	kerneltest.Need(t, kerneltest.Root)
 	kerneltest.Leaks(t)
 	v := churn(t, 32)
 	for n := range 3 {
 		got := target{}
-		c := New(Options{Borrow: preflight.Borrow, CloseIn: preflight.CloseIn, Send: got.take, Room: 1 << 30})
+		o := Options{Send: got.take, Room: 1 << 30, Compare: compare}
+		if !compare {
+			o.Borrow, o.CloseIn = preflight.Borrow, preflight.CloseIn
+		}
+		c := New(o)
 		defer c.Close()
-		for range 6 {
+		track := func() {
+			t.Helper()
 			if err := c.Track(v.tree); err != nil {
 				t.Fatal(err)
 			}
+			for _, s := range c.spaces {
+				s.entries = entries
+			}
+		}
+		for range 6 {
+			track()
 			if n > 0 { // what has been protected for a while is as good
 				if err := c.Protect(); err != nil {
 					t.Fatal(err)
 				}
 				v.goesOn(64)
+				if d, err := c.Dirty(); err != nil || d == 0 {
+					t.Errorf("%d bytes have been written since: %v", d, err)
+				}
 				if _, err := c.Some(context.Background(), 4<<20); err != nil {
 					t.Fatal(err)
 				}
@@ -182,7 +203,7 @@ func TestGoodCopies(t *testing.T) {
 		if wrong != 0 || good < 4<<20 {
 			t.Errorf("%d of %d bytes are good, of these %d pages are wrong", good, 32<<20, wrong)
 		}
-		if uw, uffds := v.traces(); uw == 0 || uffds != 0 {
+		if uw, uffds := v.traces(); (uw == 0) != compare || uffds != 0 {
 			t.Errorf("while tracked: %d mappings, %d descriptors", uw, uffds)
 		}
 		c.Close()

@@ -35,6 +35,20 @@
 // the same, are refused by the preflight. Not seen is a process_vm_writev(2) or a debugger's write that took its page before step 2 and writes
 // after step 4: in between lie the rest of a scan and the look at all descriptors.
 //
+// # Without tracking
+//
+// Where the kernel can't track writes, or huge pages are to stay whole (Options.Compare), nothing is done to the process. Steps 1 and 2 list its private anonymous mappings and the pages
+// in them that have contents; in step 4 each page that is read is hashed, and one whose hash is that of the copy which was sent last is not sent again. The hash is of the very bytes that
+// are sent, so it does not matter what the process does while they are read. When the tree is frozen its pages are hashed once more, in its address space as it is then; a copy of a page that is there, in
+// private anonymous memory, and has the hash of what was sent last, is good. How it came about does not matter: unmapped, moved, dropped and filled again, forked, written by a device that has
+// ended before the freeze: the bytes are the same. What was dropped is not there, so its copy is not good.
+//
+// So a wrong copy is called good only if two pages have the same hash. It has 128 bits and a random key of 256 for each migration, and neither leaves this process. It is HighwayHash and not XXH3, which is
+// three times as fast: contents may be chosen by whom the process serves, and of XXH3's keyed variant pairs of pages are easily made that collide under one seed of some 2³², which is too few for who
+// can place a million of them. HighwayHash was made against chosen contents.
+//
+// It costs: all memory is read and hashed in each round (1 to 4 s of CPU for 4 GB), and again in the pause, by all CPUs, up to four. How much has been written since is guessed by a sample of one page in 32.
+//
 // # Who undoes
 //
 // The userfaultfds are this process's alone: Close, or its end, and the kernel unregisters all (10 to 70 ms for each GB, in which

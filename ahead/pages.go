@@ -71,6 +71,12 @@ func (p *pages) and(o *pages) {
 	}
 }
 
+// has says whether the page at addr is in p.
+func (p *pages) has(addr uint64) bool {
+	c := p.chunks[addr/chunkSize]
+	return c != nil && c[addr/wordSize%chunkWords]>>(addr/pageSize%64)&1 != 0
+}
+
 // missing is how many pages of s are not in p.
 func (p *pages) missing(s span) (n uint64) {
 	n = (s.end - s.start) / pageSize

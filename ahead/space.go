@@ -26,6 +26,8 @@ type space struct {
 	sent     *pages // copies that are good as far as was seen
 	held     *pages // pages that the target has a copy of, good or not: they take no more room
 	excluded bool   // it has files open with O_DIRECT
+	sums     *sums  // pages are compared, nothing is tracked: there is no uffd, and known is not registered
+	entries  bool   // for tests: a kernel without PAGEMAP_SCAN
 	vec      []pagemap.Region
 }
 
@@ -38,19 +40,21 @@ const (
 // there are the categories of a page that has contents. Guards count as swapped; see contents.
 const there = pagemap.Present | pagemap.Swapped
 
-func open(borrow func(pid int) (*os.File, error), p Process) (_ *space, err error) {
-	s := &space{id: p.ID, pid: p.PID, sent: newPages(), held: newPages(), vec: make([]pagemap.Region, 2048)}
+func open(borrow func(pid int) (*os.File, error), p Process, compared *sums) (_ *space, err error) {
+	s := &space{id: p.ID, pid: p.PID, sent: newPages(), held: newPages(), sums: compared, vec: make([]pagemap.Region, 2048)}
 	defer func() {
 		if err != nil {
 			s.close()
 			err = fmt.Errorf("track writes of process %d: %w", p.PID, err)
 		}
 	}()
-	if s.uffd, err = borrow(p.PID); err != nil {
-		return nil, err
-	}
-	if err := begin(int(s.uffd.Fd())); err != nil {
-		return nil, fmt.Errorf("begin with userfaultfd: %w", err)
+	if s.sums == nil {
+		if s.uffd, err = borrow(p.PID); err != nil {
+			return nil, err
+		}
+		if err := begin(int(s.uffd.Fd())); err != nil {
+			return nil, fmt.Errorf("begin with userfaultfd: %w", err)
+		}
 	}
 	// Opened later than the userfaultfd: if the process has called execve in between, nothing is registered where these look.
 	if s.mem, err = os.Open(fmt.Sprintf("/proc/%d/mem", p.PID)); err != nil {
@@ -94,6 +98,12 @@ func (s *space) scan(fd uintptr, l spans, step uint64, q pagemap.Query, f func(p
 
 // look forgets what is not registered any more, and registers what is new: see the package's doc.
 func (s *space) look() error {
+	if s.sums != nil {
+		anon, err := anonymous(s.pid)
+		s.known = anon.joined()
+		s.sent.keep(s.known)
+		return err
+	}
 	var now spans
 	q := pagemap.Query{All: pagemap.WPAllowed, Return: pagemap.WPAllowed}
 	if err := s.scan(s.pagemap.Fd(), s.known, lookStep, q, func(v pagemap.Region) { now = now.add(span{v.Start, v.End}) }); err != nil {
@@ -122,6 +132,9 @@ func (s *space) look() error {
 
 // written finds what has been written since it was last asked, and protects it: copies of it are not good any more.
 func (s *space) written() (spans, error) {
+	if s.sums != nil { // which of them have been, comes out when they are read
+		return s.present(s.pagemap, s.known)
+	}
 	var todo spans
 	err := s.scan(s.pagemap.Fd(), s.known, protectStep, contents(pagemap.Query{All: pagemap.Written, Any: there, Protect: true}), func(v pagemap.Region) {
 		r := span{v.Start, v.End}
@@ -135,6 +148,10 @@ func (s *space) written() (spans, error) {
 
 // dirty is how many pages have been written since written was called, and in how many runs they lie.
 func (s *space) dirty() (n uint64, runs int, err error) {
+	if s.sums != nil {
+		n = s.changedSince()
+		return n, int(n), nil
+	}
 	end := uint64(0)
 	err = s.scan(s.pagemap.Fd(), s.known, lookStep, contents(pagemap.Query{All: pagemap.Written, Any: there}), func(v pagemap.Region) {
 		if v.Categories&pagemap.PfnZero == 0 {
@@ -150,6 +167,9 @@ func (s *space) dirty() (n uint64, runs int, err error) {
 
 // good is what of sent is good now that the process is frozen, and stays so.
 func (s *space) good() (*pages, error) {
+	if s.sums != nil {
+		return s.same()
+	}
 	out := newPages()
 	// Opened anew: the address space that will be restored.
 	f, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", s.pid))

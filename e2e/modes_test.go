@@ -33,13 +33,14 @@ func TestStop(t *testing.T) {
 
 // TestAhead moves a tree that forks, moves, drops, unmaps and writes memory, of which much has been copied ahead: every byte is what it was at the freeze.
 func TestAhead(t *testing.T) {
-	for _, mode := range []string{"hybrid", "pre"} {
-		t.Run(mode, func(t *testing.T) {
+	for _, how := range []struct{ mode, track string }{{"hybrid", "wp"}, {"pre", "wp"}, {"hybrid", "hash"}, {"pre", "hash"}} {
+		mode := how.mode
+		t.Run(mode+", "+how.track, func(t *testing.T) {
 			r := newRig(t, "churn")
 			a, b := r.l.A, r.l.B
 			p := r.spawn(a, r.dir+"/churn", "128", "/srv/status")
 			r.goesOn(a, "/srv/status")
-			pid, m := r.move(a, b, p.Pid, "--mode", mode)
+			pid, m := r.move(a, b, p.Pid, "--mode", mode, "--track", how.track)
 			d := m.get("done")
 			t.Logf("ahead: %d MB in %d rounds and %.0f ms, %d MB good; %d MB sent, memory %d MB; filled in %.1f ms", d.AheadBytes>>20, d.Rounds, d.AheadMS, d.AheadGood>>20, d.BytesSent>>20, d.MemoryBytes>>20, d.FillMS)
 			if d.AheadBytes == 0 || d.AheadGood == 0 || (d.FillMS > 0) != (mode == "pre") {

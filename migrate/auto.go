@@ -21,7 +21,7 @@ func (s *Source) chosen(mode, why string) error {
 // choose measures, and picks the mode with the best forecast.
 func (c *copying) choose() error {
 	s := c.s
-	f := conditions{memory: float64(s.rep.Tree.MemoryPresent), room: float64(s.aheadRoom), allowed: s.opt.MaxDowntime}
+	f := conditions{memory: float64(s.rep.Tree.MemoryPresent), room: float64(s.aheadRoom), allowed: s.opt.MaxDowntime, compared: s.compares()}
 	g := gauge{c: c.c, tree: s.tree, line: c.line, trip: 2 * s.clock.err}
 	if err := g.look(c.ctx, &f); err != nil {
 		return err
@@ -36,17 +36,21 @@ func (c *copying) choose() error {
 func (c *copying) line(bytes uint64) (uint64, time.Duration, error) {
 	began := time.Now()
 	r, err := c.c.Some(c.ctx, bytes)
-	if err != nil {
-		return 0, 0, err
+	if err == nil {
+		err = c.arrived()
 	}
-	// When this is answered all has arrived.
-	if err := c.s.sess.send(wire.MsgClock, clockMsg{Sent: began.UnixNano()}); err != nil {
-		return 0, 0, err
+	return r.Sent, time.Since(began), err
+}
+
+// arrived waits until the target has all that was sent: it answers in order.
+func (c *copying) arrived() error {
+	if err := c.s.sess.send(wire.MsgClock, clockMsg{Sent: time.Now().UnixNano()}); err != nil {
+		return err
 	}
 	select {
 	case <-c.echo:
-		return r.Sent, time.Since(began), nil
+		return nil
 	case <-c.ctx.Done():
-		return 0, 0, context.Cause(c.ctx)
+		return context.Cause(c.ctx)
 	}
 }

@@ -58,9 +58,9 @@ func AskTarget(ctx context.Context, addr, tlsDir string, tree *preflight.Tree, a
 	garbage := make([]byte, 256<<10)
 	_, _ = rand.Read(garbage) // never fails; a tunnel on the way may compress what repeats itself
 	g.line = func(n uint64) (uint64, time.Duration, error) { return pushGarbage(ctx, s, garbage, n) }
-	if a.Facts.Features[preflight.Modes] && ahead.Supported() {
-		f.room = float64(a.Facts.AheadRoom)
-		g.c = ahead.New(ahead.Options{Borrow: preflight.Borrow, CloseIn: preflight.CloseIn, Log: log})
+	if a.Facts.Features[preflight.Modes] {
+		f.room, f.compared = float64(a.Facts.AheadRoom), !ahead.Supported()
+		g.c = ahead.New(ahead.Options{Borrow: preflight.Borrow, CloseIn: preflight.CloseIn, Compare: f.compared, Log: log})
 		defer g.c.Close()
 	}
 	if err := g.look(ctx, &f); err != nil {

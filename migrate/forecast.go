@@ -34,16 +34,17 @@ type Measured struct {
 
 // conditions are what a forecast is made of.
 type conditions struct {
-	memory  float64       // bytes
-	room    float64       // bytes that the target keeps of what is copied ahead
-	rate    float64       // bytes a second of the line
-	tracked bool          // writes are counted: memory can be copied ahead
-	writes  float64       // bytes of pages that were written while it was looked, a second
-	growth  float64       // of that: written bytes ~ time^growth
-	random  bool          // not one page after the other
-	busy    float64       // CPUs
-	trip    time.Duration // round trip
-	allowed time.Duration // SourceOptions.MaxDowntime
+	memory   float64       // bytes
+	room     float64       // bytes that the target keeps of what is copied ahead
+	rate     float64       // bytes a second of the line
+	tracked  bool          // writes are counted: memory can be copied ahead
+	compared bool          // by comparison, which is part of the pause
+	writes   float64       // bytes of pages that were written while it was looked, a second
+	growth   float64       // of that: written bytes ~ time^growth
+	random   bool          // not one page after the other
+	busy     float64       // CPUs
+	trip     time.Duration // round trip
+	allowed  time.Duration // SourceOptions.MaxDowntime
 }
 
 // What the model takes for given. All from docs/modes.md, Measured.
@@ -54,12 +55,14 @@ const (
 	readsOfCPU  = 500                    // pages a second that a busy CPU reads for the first time, as far as it does not write them
 	runsAhead   = 16                     // faults of who goes through memory in order, compared with one who does not: the rest has been fetched before
 	placeRate   = 500e6                  // bytes a second in which copies become the process's memory
+	compareRate = 1e9                    // bytes a second
+	scattered   = 24                     // of these pieces (restore/memory, smallWants × Options.Window)
 	preOverhead = 25 * time.Millisecond  // the last round of pre, if it were empty
 )
 
 func (c *conditions) String() string {
 	if !c.tracked {
-		return fmt.Sprintf("writes can't be tracked; the line takes %d MB a second", int(c.rate)>>20)
+		return fmt.Sprintf("the agent knows no other mode; the line takes %d MB a second", int(c.rate)>>20)
 	}
 	return fmt.Sprintf("%d MB a second are written of %d MB, and the line takes %d", int(c.writes)>>20, int(c.memory)>>20, int(c.rate)>>20)
 }
@@ -80,6 +83,15 @@ func (c *conditions) written(size, seconds float64) float64 {
 	return size * (1 - math.Exp(-c.writes*looked*math.Pow(seconds/looked, c.growth)/size))
 }
 
+// scatter is how much longer memory takes, in milliseconds, because what is asked for lies between what was copied ahead: it is asked for in so many pieces at a time.
+func (c *conditions) scatter(afar, ahead float64) float64 {
+	if ahead <= 0 {
+		return 0
+	}
+	runs := afar / pageSize * ahead / (afar + ahead) // of written pages that lie anywhere
+	return ms(c.trip) * runs / scattered
+}
+
 // stall is how long a thread waits, in milliseconds, while so many bytes of memory come from afar and others are placed from what was copied ahead: its first touches of pages
 // that are not there yet take a fault, and while it waits it touches nothing.
 func (c *conditions) stall(afar, ahead float64) float64 {
@@ -94,7 +106,7 @@ func (c *conditions) stall(afar, ahead float64) float64 {
 	if c.memory <= 0 {
 		return 0
 	}
-	return wait(afar, afar/c.rate, c.trip+faultTime) + wait(ahead, ahead/placeRate, localFault)
+	return wait(afar, afar/c.rate+c.scatter(afar, ahead)/1000, c.trip+faultTime) + wait(ahead, ahead/placeRate, localFault)
 }
 
 // forecast of all modes that are possible.
@@ -109,6 +121,12 @@ func (c *conditions) forecast() map[string]Forecast {
 		return all
 	}
 	ahead := min(c.memory, c.room)
+	again := ms(preOverhead) // the last round of pre, if it were empty
+	if c.compared {
+		compared := 1000 * ahead / compareRate
+		pause += compared
+		again += compared
+	}
 	rest := c.memory - ahead
 	rounds := func(most int, enough func(sent, left float64) bool) (took, sent, left float64) {
 		todo := ahead
@@ -124,14 +142,14 @@ func (c *conditions) forecast() map[string]Forecast {
 		}
 	}
 	took, sent, left := rounds(mostRounds, func(sent, left float64) bool { return left <= littleLeft || left > worthwhile*sent })
-	all[ModeHybrid] = Forecast{ModeHybrid, pause, took, in(left + rest), c.stall(left+rest, ahead-left), uint64(sent + left + rest)}
+	all[ModeHybrid] = Forecast{ModeHybrid, pause, took, in(left+rest) + c.scatter(left, ahead-left), c.stall(left+rest, ahead-left), uint64(sent + left + rest)}
 	before := math.Inf(1)
 	took, sent, left = rounds(mostPreRounds, func(_, left float64) bool {
 		ends := in(left) <= ms(c.allowed) || left > shrinks*before
 		before = left
 		return ends
 	})
-	all[ModePre] = Forecast{ModePre, pause + ms(preOverhead) + in(left+rest), took, 0, c.stall(0, ahead), uint64(sent + left + rest)}
+	all[ModePre] = Forecast{ModePre, pause + again + in(left+rest), took, 0, c.stall(0, ahead), uint64(sent + left + rest)}
 	return all
 }
 

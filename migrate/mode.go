@@ -20,6 +20,16 @@ const (
 	ModeStop   = "stop"   // before the resume, all of it: nothing is lazy, and the pause is as long as memory is large
 )
 
+// How it is found out which pages that were copied ahead are still good (SourceOptions.Track).
+const (
+	TrackAuto = "auto" // by write protection where the kernel can, else by hashes
+	TrackWP   = "wp"   // the kernel notes writes; huge pages are split by them
+	TrackHash = "hash" // pages are hashed when they are sent and again when the tree is frozen; nothing is done to the process
+)
+
+// CheckTrack says whether t is one.
+func CheckTrack(t string) bool { return t == TrackAuto || t == TrackWP || t == TrackHash }
+
 // CheckMode says whether m is one.
 func CheckMode(m string) bool {
 	return m == ModeAuto || m == ModePost || m == ModeHybrid || m == ModePre || m == ModeStop

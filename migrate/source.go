@@ -39,6 +39,7 @@ type SourceOptions struct {
 
 	Mode        string        `json:"mode,omitempty"`         // ModePost if empty
 	MaxDowntime time.Duration `json:"max_downtime,omitempty"` // for ModePre: what memory may take of it
+	Track       string        `json:"track,omitempty"`        // TrackAuto if empty
 
 	Remote []string `json:"remote,omitempty"` // directories whose files stay here, clean, none in another
 
