@@ -4,6 +4,7 @@ RACE = ./wire ./images ./keys ./pagesrv ./preflight ./remotefs ./internal/fdpass
 UNIT = $(shell go list ./... | grep -v -x -e '.*/e2e' $(RACE:./%=-e '.*/lazymig/%'))
 TOOL = go tool -modfile=tools.mod
 FUZZTIME ?= 10s
+BENCH ?=
 
 .PHONY: all build setup demo test unit race e2e test-faults soak test-seeded compare-cut vet lint vuln fmt fuzz bench bench-quick bench-files check clean
 all: build
@@ -22,7 +23,7 @@ lint: ; $(TOOL) golangci-lint run
 vuln: ; $(TOOL) govulncheck ./...
 fmt: ; $(TOOL) golangci-lint fmt
 fuzz: ; @for p in $$(go list ./...); do for f in $$(go test -list '^Fuzz' $$p | grep ^Fuzz); do go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p || exit 1; done; done
-bench: setup build ; go run ./cmd/lazymig-bench
+bench: setup build ; go run ./cmd/lazymig-bench $(BENCH)
 compare-cut: setup build ; go run ./cmd/lazymig-bench cut
 bench-quick: setup build ; go run ./cmd/lazymig-bench -quick
 bench-files: ; @go run ./setup/install $(PACKAGES) git openssh-server sshfs && go run ./cmd/lazymig-bench files

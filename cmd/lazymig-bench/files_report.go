@@ -96,12 +96,12 @@ func (r *filesReport) markdown() string {
 		}
 		b.WriteString("\n|---|---|" + strings.Repeat("---|---|---|", len(r.trips)) + "\n")
 		for _, l := range fileLoads {
-			fmt.Fprintf(&b, "| %s, %s | %s |", l.title, l.unit, cell("%.4g", r.figure(measured{"native", r.trips[0], l.name, again})))
+			fmt.Fprintf(&b, "| %s, %s | %s |", l.title, l.unit, formatted("%.4g", r.figure(measured{"native", r.trips[0], l.name, again})))
 			for _, rtt := range r.trips {
 				s := measured{"sshfs", rtt, l.name, again}
 				z := s
 				z.system = "lazyfs"
-				fmt.Fprintf(&b, " %s | %s | %s |", cell("%.4g", r.figure(s)), cell("%.4g", r.figure(z)), cell("%.1f", r.times(z, s)))
+				fmt.Fprintf(&b, " %s | %s | %s |", formatted("%.4g", r.figure(s)), formatted("%.4g", r.figure(z)), formatted("%.1f", r.times(z, s)))
 			}
 			b.WriteString("\n")
 		}

@@ -162,3 +162,20 @@ func removeCgroup(dir string) error {
 		}
 	}
 }
+
+// machineRow marks the line of a file of rows that says where they come from.
+const machineRow = "# machine"
+
+func (m *machine) record() []string {
+	return []string{machineRow, strconv.Itoa(m.cpus), m.cpu, strconv.FormatUint(m.memory, 10), m.kernel, m.loadBefore}
+}
+
+// parse is for files of this program; what is missing stays unknown.
+func (m *machine) parse(rec []string) {
+	if len(rec) != 6 {
+		return
+	}
+	m.cpus, _ = strconv.Atoi(rec[1])
+	m.memory, _ = strconv.ParseUint(rec[3], 10, 64)
+	m.cpu, m.kernel, m.loadBefore = rec[2], rec[4], rec[5]
+}

@@ -1,5 +1,5 @@
-// Command lazymig-bench moves one workload by lazymig, with encryption and without, by stock CRIU with lazy pages, and by plain dump, copy and restore, in
-// one run on one machine, and prints what each costs. The workload (testdata/workload.c) takes pause and faults itself.
+// Command lazymig-bench moves programs by lazymig, in each of its modes, and by stock CRIU, in one run on one machine, and says what each costs: a
+// matrix of systems, loads, sizes and lines (matrix.go). What is moved takes pause and waits itself (loads.go).
 //
 // Each move has a fresh lab. What stock CRIU needs is given to it: its pipe limits are raised (and put back), its cache of
 // kernel features is warm, its images go to the other host by a copy from tmpfs to tmpfs, its pages without encryption.
@@ -12,8 +12,8 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -35,15 +35,15 @@ func main() {
 		fmt.Fprintf(os.Stderr, "lazymig-bench: %v\n", delay(os.Args[2:]))
 		os.Exit(1)
 	}
-	if len(os.Args) > 1 && filesRoles[os.Args[1]] != nil {
-		if err := filesRoles[os.Args[1]](os.Args[2:]); err != nil {
+	if len(os.Args) > 1 && roles[os.Args[1]] != nil {
+		if err := roles[os.Args[1]](os.Args[2:]); err != nil {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", os.Args[1], err)
 			os.Exit(1)
 		}
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	do := run
+	do := func(ctx context.Context) error { return matrixMain(ctx, os.Args[1:]) }
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == filesArg:
 		do = func(ctx context.Context) error { return filesMain(ctx, os.Args[2:]) }
@@ -51,6 +51,8 @@ func main() {
 		do = func(ctx context.Context) error { return modesMain(ctx, os.Args[2:]) }
 	case len(os.Args) > 1 && os.Args[1] == cutArg:
 		do = func(ctx context.Context) error { return cutMain(ctx, os.Args[2:]) }
+	case len(os.Args) > 1 && os.Args[1] == quickArg:
+		do = func(ctx context.Context) error { return quickMain(ctx, os.Args[2:]) }
 	}
 	err := do(ctx)
 	stop()
@@ -59,6 +61,11 @@ func main() {
 		os.Exit(1)
 	}
 }
+
+// roles are what this program is started as in a host, beside delay.
+var roles = map[string]func([]string) error{redisLoadArg: redisLoadMain, lineFarArg: lineFar, lineNearArg: lineNear}
+
+func init() { maps.Copy(roles, filesRoles) }
 
 // bench is what all moves share.
 type bench struct {
@@ -75,101 +82,39 @@ type bench struct {
 	line     string        // a command on A that makes the line narrow; empty: it is as it is
 	rtt      time.Duration // of the line between the hosts, for lazymig; 0: as it is
 	verbose  bool
+	load     string // the program of load.c
+	cell     cell   // that is being measured, in a matrix
 
 	afterResume func(pid int) error // called when the process runs on B; nil: nothing
 }
 
-// systems in the order of the tables; their names are the -systems flag's.
-var systems = []struct {
+// system is a way to move a process.
+type system struct {
 	name, what string
 	move       func(*bench, context.Context, *lab.Lab, *process) (*outcome, error)
-}{
+}
+
+// systems in the order of the tables; their names are the -systems flag's.
+var systems = []system{
 	{"lazymig", "lazymig", (*bench).moveByLazymig},
 	{"cleartext", "lazymig --cleartext", (*bench).moveInClear},
 	{"hybrid", "lazymig --mode hybrid", moveByMode(migrate.ModeHybrid)},
 	{"pre", "lazymig --mode pre", moveByMode(migrate.ModePre)},
 	{"stop", "lazymig --mode stop", moveByMode(migrate.ModeStop)},
+	{"auto", "lazymig --mode auto", moveByMode(migrate.ModeAuto)},
 	{"stock", "CRIU lazy-pages", (*bench).moveByStock},
+	{"eager", "CRIU page-server", (*bench).moveEagerly},
 	{"plain", "CRIU dump, copy, restore", (*bench).moveByPlain},
+	{lineSystem, "a copy over TLS, " + strconv.Itoa(lineConns) + " connections", nil},
 }
 
-func run(ctx context.Context) (err error) {
-	sizes := flag.String("sizes", "64,512,2048,8192", "memory `sizes` in MB")
-	plain := flag.String("plain", "64,512,2048", "`sizes` for plain dump and restore (its images need memory three times)")
-	which := flag.String("systems", "lazymig,cleartext,stock,plain", "what is measured")
-	runs := flag.Int("runs", 3, "moves of each kind; medians are printed")
-	gap := flag.Duration("gap", 500*time.Microsecond, "between two touches of random pages")
-	rtt := flag.Duration("rtt", 0, "round trip of the line that lazymig moves over; the others have none")
-	out := flag.String("out", "docs/benchmarks.md", "report to `FILE` below the project; empty: none")
-	program := flag.String("lazymig", "bin/lazymig", "the program, below the project's bin")
-	verbose := flag.Bool("v", false, "print each move's details and logs of failures")
-	quick := flag.Bool("quick", false, "judge ratios by "+quickSystems+" at "+quickSizes+" MB, and write no report")
-	flag.Parse()
-	if *quick {
-		*sizes, *which, *runs, *out = quickSizes, quickSystems, quickRuns, ""
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, quickTime)
-		defer cancel()
-	}
-	all, err := parseSizes(*sizes)
-	if err != nil {
-		return err
-	}
-	small, err := parseSizes(*plain)
-	if err != nil {
-		return err
-	}
-	root, err := projectRoot()
-	if err != nil {
-		return err
-	}
-	b, done, err := newBench(ctx, root)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, done()) }()
-	b.lazymig, b.gap, b.rtt, b.verbose = filepath.Join(root, *program), *gap, *rtt, *verbose
-	if b.cpu, err = newCPUMeter(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.cpu.close()) }()
-
-	r := &report{sizes: all, runs: *runs, args: os.Args[1:]}
-	r.machine.look()
-	for _, mb := range all {
-		for n := range *runs { // systems take turns, so that a slow minute hits all
-			for _, s := range systems {
-				if !has(strings.Split(*which, ","), s.name) || s.name == "plain" && !has(small, mb) {
-					continue
-				}
-				if err := warmMemory(ctx, mb); err != nil {
-					return err
-				}
-				o, err := b.measure(ctx, mb, s.move)
-				if err != nil {
-					return fmt.Errorf("move %d MB by %s: %w", mb, s.what, err)
-				}
-				fmt.Printf("%-9s %5d MB  run %d  %s\n", s.name, mb, n+1, o)
-				r.add(s.name, mb, o)
-			}
+func systemNamed(name string) (s system, ok bool) {
+	for _, s := range systems {
+		if s.name == name {
+			return s, true
 		}
 	}
-	if *quick {
-		trip, err := emptyTrip(ctx, b.keys, "10.77.0.2")
-		if err != nil {
-			return err
-		}
-		return r.quick(os.Stdout, trip)
-	}
-	r.machine.lookAgain()
-	text := r.markdown()
-	fmt.Println("\n" + text)
-	if *out != "" {
-		if err := writeSection(filepath.Join(root, *out), movesTitle, text); err != nil {
-			return err
-		}
-	}
-	return r.lastLine(os.Stdout)
+	return s, false
 }
 
 // newBench makes what all moves need, and done takes it away.

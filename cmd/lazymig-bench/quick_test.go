@@ -5,8 +5,6 @@ import (
 	"math"
 	"strings"
 	"testing"
-
-	"github.com/lazymig/lazymig/keys"
 )
 
 func moveOf(pause, p50 float64) *outcome {
@@ -33,18 +31,8 @@ func TestQuick(t *testing.T) {
 		r.add("stock", 64, moveOf(30, 200))
 		r.add("stock", 1024, moveOf(90, 200))
 		var b strings.Builder
-		if err := r.quick(&b, c.trip); errors.Is(err, errFarOutside) != c.fails {
+		if err := r.quick(&b, lineResult{TripsUS: []float64{c.trip}, Bytes: 1e9, Seconds: 1}); errors.Is(err, errFarOutside) != c.fails {
 			t.Errorf("%s: %v\n%s", name, err, &b)
 		}
-	}
-}
-
-func TestEmptyTrip(t *testing.T) {
-	dir := t.TempDir()
-	if err := errors.Join(keys.Init(dir), keys.Host(dir, "10.0.0.1")); err != nil {
-		t.Fatal(err)
-	}
-	if us, err := emptyTrip(t.Context(), dir, "10.0.0.1"); err != nil || us <= 0 {
-		t.Errorf("%v µs, %v", us, err)
 	}
 }

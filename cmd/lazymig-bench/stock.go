@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -109,7 +110,7 @@ func (b *bench) begin(ctx context.Context, l *lab.Lab, p *process) (*outcome, er
 
 // restore runs criu restore to its end.
 func (b *bench) restore(ctx context.Context, h *lab.Host, args ...string) error {
-	r, err := b.start(h, nil, "restore", append(args, "-d", "--manage-cgroups=ignore")...)
+	r, err := b.start(h, nil, "restore", slices.Concat(args, []string{"-d", "--manage-cgroups=ignore"}, b.connections())...)
 	if err != nil {
 		return err
 	}
@@ -124,7 +125,7 @@ func (b *bench) moveByStock(ctx context.Context, l *lab.Lab, p *process) (*outco
 		return nil, err
 	}
 	server := []string{"--address", l.A.Addr, "--port", pagePort}
-	dump, err := b.whenReady(ctx, l.A, "dump", append(server, "-t", strconv.Itoa(p.pid), "--lazy-pages", "--manage-cgroups=ignore")...)
+	dump, err := b.whenReady(ctx, l.A, "dump", slices.Concat(server, []string{"-t", strconv.Itoa(p.pid), "--lazy-pages", "--manage-cgroups=ignore"}, b.connections())...)
 	if err != nil {
 		return nil, err
 	}
@@ -132,6 +133,14 @@ func (b *bench) moveByStock(ctx context.Context, l *lab.Lab, p *process) (*outco
 	o.frozen = time.Now()
 	if err := copyImages(l.A.Path(imagesDir), l.B.Path(imagesDir)); err != nil {
 		return nil, err
+	}
+	if b.rtt > 0 {
+		end, err := b.longLine(ctx, l.A, l.A.Addr+":"+delayPort, l.A.Addr+":"+pagePort, b.rtt)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+		server[3] = delayPort
 	}
 	lazy, err := b.whenReady(ctx, l.B, "lazy-pages", append(server, "--page-server")...)
 	if err != nil {
@@ -150,6 +159,57 @@ func (b *bench) moveByStock(ctx context.Context, l *lab.Lab, p *process) (*outco
 	}
 	o.drained = time.Now()
 	return o, dump.wait(ctx)
+}
+
+// connections is what CRIU has to be told where the tree has connections; lazymig closes them by itself.
+func (b *bench) connections() []string {
+	if b.cell.workload == "redis" {
+		return []string{"--tcp-close"}
+	}
+	return nil
+}
+
+// moveEagerly is the recipe of CRIU's manual without lazy pages, and without images of memory on the source: dump sends pages to a page server.
+func (b *bench) moveEagerly(ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
+	o, err := b.begin(ctx, l, p)
+	if err != nil {
+		return nil, err
+	}
+	server, err := b.whenReady(ctx, l.B, "page-server", "--address", l.B.Addr, "--port", pagePort)
+	if err != nil {
+		return nil, err
+	}
+	defer server.p.Close()
+	to, port := l.B.Addr, pagePort
+	if b.rtt > 0 {
+		to, port = l.A.Addr, delayPort
+		end, err := b.longLine(ctx, l.A, to+":"+port, l.B.Addr+":"+pagePort, b.rtt)
+		if err != nil {
+			return nil, err
+		}
+		defer end()
+	}
+	dump, err := b.start(l.A, nil, "dump", slices.Concat([]string{"-t", strconv.Itoa(p.pid), "--manage-cgroups=ignore", "--page-server", "--address", to, "--port", port}, b.connections())...)
+	if err != nil {
+		return nil, err
+	}
+	defer dump.p.Close()
+	if err := dump.wait(ctx); err != nil {
+		return nil, err
+	}
+	o.frozen = time.Now()
+	if err := server.wait(ctx); err != nil {
+		return nil, err
+	}
+	if err := copyImages(l.A.Path(imagesDir), l.B.Path(imagesDir)); err != nil {
+		return nil, err
+	}
+	if err := b.restore(ctx, l.B); err != nil {
+		return nil, err
+	}
+	o.resumed = time.Now()
+	o.drained = o.resumed
+	return o, alive(l.B, p.pid)
 }
 
 // moveByPlain dumps all, copies all, restores all.
