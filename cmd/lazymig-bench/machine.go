@@ -21,6 +21,7 @@ type machine struct {
 	memory      uint64
 	loadBefore  string
 	loadAfter   string
+	args        string // of the run
 }
 
 func (m *machine) look() {
@@ -167,15 +168,15 @@ func removeCgroup(dir string) error {
 const machineRow = "# machine"
 
 func (m *machine) record() []string {
-	return []string{machineRow, strconv.Itoa(m.cpus), m.cpu, strconv.FormatUint(m.memory, 10), m.kernel, m.loadBefore}
+	return []string{machineRow, strconv.Itoa(m.cpus), m.cpu, strconv.FormatUint(m.memory, 10), m.kernel, m.loadBefore, m.args}
 }
 
 // parse is for files of this program; what is missing stays unknown.
 func (m *machine) parse(rec []string) {
-	if len(rec) != 6 {
+	if len(rec) != 7 {
 		return
 	}
 	m.cpus, _ = strconv.Atoi(rec[1])
 	m.memory, _ = strconv.ParseUint(rec[3], 10, 64)
-	m.cpu, m.kernel, m.loadBefore = rec[2], rec[4], rec[5]
+	m.cpu, m.kernel, m.loadBefore, m.args = rec[2], rec[4], rec[5], rec[6]
 }

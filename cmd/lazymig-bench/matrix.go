@@ -137,7 +137,7 @@ func matrixMain(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	t := &table{args: args, path: filepath.Join(root, *csv)}
+	t := &table{path: filepath.Join(root, *csv)}
 	if *only {
 		if err := t.load(); err != nil {
 			return err
@@ -174,10 +174,10 @@ func matrixMain(ctx context.Context, args []string) (err error) {
 		return err
 	}
 	t.machine.look()
+	t.machine.args = strings.Join(args, " ")
 	if err := t.run(ctx, b, cells, *runs, *limit); err != nil {
 		return err
 	}
-	t.machine.lookAgain()
 	return t.publish(root, *out, *plots)
 }
 

@@ -117,7 +117,6 @@ func parseRow(rec []string) (r row, err error) {
 // table is all rows, and the file that they are in.
 type table struct {
 	rows    []row
-	args    []string
 	machine machine
 	path    string
 	file    *os.File

@@ -117,8 +117,8 @@ func (t *table) markdown(plots string) string {
 	var b strings.Builder
 	m := &t.machine
 	fmt.Fprintf(&b, "%s\n\nMade by `make bench`", movesTitle)
-	if len(t.args) > 0 {
-		fmt.Fprintf(&b, " (`lazymig-bench %s`)", strings.Join(t.args, " "))
+	if m.args != "" {
+		fmt.Fprintf(&b, " (`lazymig-bench %s`)", m.args)
 	}
 	fmt.Fprintf(&b, ", on %d × %s, %d GB, Linux %s, load %s before; both hosts are namespaces of one machine, so both ends share its CPUs. All systems in one run, taking turns.\n"+
 		"Medians, and (least–most) where a place was measured more than once. The rows are in bench.csv.\n\n", m.cpus, m.cpu, m.memory>>30, m.kernel, m.loadBefore)
