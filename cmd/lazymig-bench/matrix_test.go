@@ -20,7 +20,7 @@ func someRows() (rows []row) {
 		for j, mb := range []int{64, 512, 8192} {
 			for run := range 3 {
 				r := row{cell: cell{workload: "paced", system: s, mb: mb}, run: run + 1, values: map[string]float64{}}
-				for k, c := range columns {
+				for k, c := range figureColumns {
 					r.values[c] = float64(1+i+10*j+run) * float64(k+1) / 3
 				}
 				r.values["says_ms"] = math.NaN()

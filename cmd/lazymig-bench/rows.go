@@ -23,8 +23,8 @@ type row struct {
 	faults []float64 // µs, at faultQuantiles
 }
 
-// columns are the figures.
-var columns = []string{
+// figureColumns are the figures of a row.
+var figureColumns = []string{
 	"pause_ms", "says_ms", "drain_ms", "drain_mb_s", "ahead_ms", "faults", "stall_ms", "fault_p50_us", "fault_p99_us", "ops_before", "to50_ms", "to90_ms", "to95_ms",
 	"sent_ratio", "cpu_source_s_gb", "cpu_target_s_gb", "memory_source_mb", "memory_target_mb", "took_s",
 }
@@ -34,7 +34,7 @@ var faultQuantiles = []float64{0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.
 var keyColumns = []string{"system", "workload", "mb", "reserve_gb", "rtt_ms", "mbit", "run", "reason"}
 
 func header() []string {
-	h := append(append([]string{}, keyColumns...), columns...)
+	h := append(append([]string{}, keyColumns...), figureColumns...)
 	return append(h, "speed", "faults_us")
 }
 
@@ -50,7 +50,7 @@ func (r *row) String() string {
 		return fmt.Sprintf("%s: FAILED: %s", r.cell, r.reason)
 	}
 	s := r.cell.String() + ":"
-	for _, c := range columns {
+	for _, c := range figureColumns {
 		if v := r.get(c); !math.IsNaN(v) {
 			s += fmt.Sprintf(" %s %.4g", c, v)
 		}
@@ -64,7 +64,7 @@ func (r *row) record() []string {
 		reason = reason[:300] + "…"
 	}
 	out := []string{r.system, r.workload, strconv.Itoa(r.mb), strconv.Itoa(r.reserveGB), figure(float64(r.rtt.Microseconds()) / 1000), strconv.Itoa(r.mbit), strconv.Itoa(r.run), reason}
-	for _, c := range columns {
+	for _, c := range figureColumns {
 		out = append(out, figure(r.get(c)))
 	}
 	return append(out, figures2(r.speed), figures2(r.faults))
@@ -86,7 +86,7 @@ func figures2(l []float64) string {
 }
 
 func parseRow(rec []string) (r row, err error) {
-	if len(rec) != len(keyColumns)+len(columns)+2 {
+	if len(rec) != len(keyColumns)+len(figureColumns)+2 {
 		return r, fmt.Errorf("a row of %d columns: %w", len(rec), csv.ErrFieldCount)
 	}
 	num := func(s string) float64 {
@@ -107,7 +107,7 @@ func parseRow(rec []string) (r row, err error) {
 	r.mb, r.reserveGB, r.mbit, r.run = int(num(rec[2])), int(num(rec[3])), int(num(rec[5])), int(num(rec[6]))
 	r.rtt = time.Duration(num(rec[4]) * float64(time.Millisecond))
 	r.values = map[string]float64{}
-	for i, c := range columns {
+	for i, c := range figureColumns {
 		r.values[c] = num(rec[len(keyColumns)+i])
 	}
 	r.speed, r.faults = list(rec[len(rec)-2]), list(rec[len(rec)-1])
