@@ -43,6 +43,7 @@ func (r *rig) strand(to *lab.Host) {
 		r.t.Fatal(err)
 	}
 	_ = a.cmd.Wait() // killed
+	r.eventually("the agent's starter to end", func() bool { return r.sh(to, "pgrep -f 'lazymig [s]tarter'; true") == "" })
 	if err := r.l.CutLink(r.ctx); err != nil {
 		r.t.Fatal(err)
 	}

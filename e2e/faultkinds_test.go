@@ -30,6 +30,7 @@ var kills = []fault{
 	{name: "kill warden", want: ends(either, nil), do: func(f *faulty) { f.kill(wardenPart) }},
 	{name: "kill keeper", at: between("prepare", "grant"), want: ends(onB, nil), do: func(f *faulty) { f.kill(keeperPart) }},
 	{name: "kill agent", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.kill(agentPart) }},
+	{name: "kill starter", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.kill(starterPart) }},
 	{name: "kill handler", at: before("left"), want: ends(either, nil), do: func(f *faulty) { f.kill(handlerPart) }},
 	{name: "kill guardian", at: before("left"), want: func(p point) string {
 		if p.handed && p.name != "granted" && p.name != "letgo" {
@@ -139,6 +140,7 @@ var (
 	wardenPart     = part{true, "lazymig [w]arden"}
 	keeperPart     = part{true, "lazymig [k]eeper"}
 	agentPart      = part{false, "lazymig [a]gent"}
+	starterPart    = part{false, "lazymig [s]tarter"} // with which the agent ends
 	handlerPart    = part{false, "lazymig [h]andler"}
 	guardianPart   = part{false, "lazymig [g]uardian"}
 	fuseDaemonPart = part{false, "lazymig [f]use-daemon"}
@@ -172,7 +174,7 @@ func (f *faulty) kill(all ...part) {
 		patterns[i] = p.pattern
 	}
 	f.signal("KILL", part{all[0].a, strings.Join(patterns, "|")})
-	f.noAgent = f.noAgent || slices.Contains(all, agentPart)
+	f.noAgent = f.noAgent || slices.Contains(all, agentPart) || slices.Contains(all, starterPart)
 }
 
 func (f *faulty) sh(h *lab.Host, script string) string { f.r.t.Helper(); return f.r.sh(h, script) }

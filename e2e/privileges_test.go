@@ -51,6 +51,28 @@ func TestPrivilegesAsked(t *testing.T) {
 	r.clean()
 }
 
+// TestStarterKilled kills the process that starts others for the agent: the agent says so and ends with it, and the next goes on.
+func TestStarterKilled(t *testing.T) {
+	r := newHosts(t, "checker")
+	ag := r.agentWith(r.l.B, []string{"LAZYMIG_PARK=drain:" + gate})
+	ch := r.checker(r.l.A, 64, 2)
+	g := r.begin(r.l.A, r.l.B, ch.proc.Pid)
+	r.parked(ag)
+	r.sh(r.l.B, "pkill -KILL -f 'lazymig [s]tarter'")
+	if err := ag.cmd.Wait(); err == nil || !strings.Contains(ag.log.String(), "the process that starts others for it has died") {
+		t.Errorf("the agent ends with %v: %s", err, ag.log)
+	}
+	ag = r.agent(r.l.B)
+	r.eventually("next agent to take the migration up", func() bool { return strings.Contains(ag.log.String(), "migration is taken up") })
+	m := g.wait()
+	if m.code != 0 {
+		t.Fatalf("migrate ended with %d: %s\n%s", m.code, m.stderr, r.sh(r.l.A, "tail -n 40 /var/lib/lazymig/*.log"))
+	}
+	r.goesOn(r.l.A, ch.status)
+	ch.verdict(r.l.A, r.l.B, m.get("resumed").TargetPID)
+	r.clean()
+}
+
 // TestPrivileges looks at the processes of a migration that has come to drained: each has what SECURITY.md says, and the tree has lost nothing.
 func TestPrivileges(t *testing.T) {
 	r := newRig(t, "streams")
@@ -61,6 +83,8 @@ func TestPrivileges(t *testing.T) {
 		sub  string
 		want []string
 	}{
+		{r.l.B, "agent", []string{"NoNewPrivs: 1", "Seccomp: 2", "CapEff: 000000000000043f", "CapBnd: 000000000000043f"}},
+		{r.l.B, "starter", []string{"NoNewPrivs: 0", "Seccomp: 0"}},
 		{r.l.B, "fuse-daemon", []string{"NoNewPrivs: 1", "Seccomp: 2", "CapEff: 0000000088a0401f", "CapBnd: 0000000088a0401f"}},
 		{r.l.B, "fuse-keeper", []string{"NoNewPrivs: 1", "Seccomp: 2", "CapEff: 0000000088a0401f"}},
 		{r.l.B, "carrier", []string{"NoNewPrivs: 1", "Seccomp: 2", "CapEff: 0000000000000006"}},

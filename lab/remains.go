@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// remains prints what of lazymig is on a host besides agents and records: processes, mounts, directories in memory, and cgroups of the
+// remains prints what of lazymig is on a host besides agents, their starters and records: processes, mounts, directories in memory, and cgroups of the
 // migrations that it has records of (the machine's other cgroups are seen, too).
-const remains = `for p in /proc/[0-9]*; do c=$(cat $p/comm 2>/dev/null); case "$c" in lazymig) tr '\0' ' ' <$p/cmdline | grep -v ' agent ' | sed "s/^/process: /";; criu*) echo "process: $c";; esac; done
+const remains = `for p in /proc/[0-9]*; do c=$(cat $p/comm 2>/dev/null); case "$c" in lazymig|exe) tr '\0' ' ' <$p/cmdline | grep lazymig | grep -v -e ' agent ' -e ' starter ' | sed "s/^/process: /";; criu*) echo "process: $c";; esac; done
 grep -i lazymig /proc/mounts | grep -v -e ' /var/lib/lazymig ' -e '/bin ' -e '/\.cache/' -e '^lazymig-lab' | grep -e fuse -e smaps -e capsule | sed 's/^/mount: /'
 for i in $(ls -d /var/lib/lazymig/*.source /var/lib/lazymig/*.target 2>/dev/null | sed 's,.*/\(........\).*,\1,' | sort -u); do find /sys/fs/cgroup -type d -name "lazymig-$i*" 2>/dev/null; done | sed 's/^/cgroup: /'
 ls -d /run/lazymig-* /dev/shm/lazymig-* 2>/dev/null | grep -v /run/lazymig-lab | sed 's/^/directory: /'

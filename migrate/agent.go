@@ -16,7 +16,7 @@ import (
 	"github.com/lazymig/lazymig/wire"
 )
 
-// AgentOptions are those of `lazymig agent`. All but Log must be set.
+// AgentOptions are those of `lazymig agent`. Listen, StateDir, TLSDir, CRIUPath, CRIUPref and Log must be set.
 type AgentOptions struct {
 	Listen      string // ADDR:PORT
 	StateDir    string
@@ -24,7 +24,7 @@ type AgentOptions struct {
 	AheadMemory uint64   // most bytes that are kept of what is copied ahead of one migration; 0: what is free decides
 	Clear       bool     // take pages and files without TLS from those who ask for it
 	Allow       []string // names of certificates that may connect; none = all of this CA
-	Exe         string   // this program, for guardian, handler and FUSE daemon
+	Starter     *Starter // does what this process may not; nil: it may
 	CRIUPath    string   // as criu.Find says
 	CRIUPref    string
 	Log         *slog.Logger
@@ -40,6 +40,7 @@ type Agent struct {
 	opt      AgentOptions
 	keys     *keys.Keys
 	ln       net.Listener
+	free     free
 	patience time.Duration
 
 	mu      sync.Mutex
@@ -62,7 +63,11 @@ func NewAgent(opt AgentOptions) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for migrations: %w", err)
 	}
-	return &Agent{opt: opt, keys: k, ln: ln, patience: agentPatience, targets: map[wire.ID]*Target{}}, nil
+	a := &Agent{opt: opt, keys: k, ln: ln, free: freeHere{stateDir: opt.StateDir, criu: opt.CRIUPath}, patience: agentPatience, targets: map[wire.ID]*Target{}}
+	if opt.Starter != nil {
+		a.free = opt.Starter
+	}
+	return a, nil
 }
 
 // Addr is where it listens.
@@ -229,7 +234,7 @@ func (a *Agent) converse(ctx context.Context, c *wire.Conn, id wire.ID, peer []s
 }
 
 func (a *Agent) facts(ctx context.Context) preflight.Facts {
-	f := preflight.LocalFacts(ctx, preflight.HostOptions{CRIUPath: a.opt.CRIUPath, StateDir: a.opt.StateDir})
+	f := a.free.facts(ctx)
 	f.AheadRoom = a.aheadRoom()
 	return f
 }
@@ -292,7 +297,7 @@ func (a *Agent) goOn(c *wire.Conn, id wire.ID, p []byte, log *slog.Logger) {
 		if known, err := List(a.opt.StateDir); err == nil {
 			for _, k := range known {
 				if k.ID == id && k.Last().Side == SideTarget {
-					s.State = sweepOne(k, a.opt.Log)
+					s.State = sweepOne(k, a.free, a.opt.Log)
 				}
 			}
 		}

@@ -12,11 +12,12 @@ import (
 
 	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/parts"
 	"github.com/lazymig/lazymig/restore"
 )
 
 // CarrierArg is the hidden subcommand that runs CarrierMain.
-const CarrierArg = "carrier"
+const CarrierArg = parts.Carrier
 
 // carrierSocket is where the next agent finds the carrier, in the record's directory.
 const carrierSocket = "streams.sock"

@@ -7,18 +7,17 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"sync"
-	"syscall"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/parts"
 	"github.com/lazymig/lazymig/restore"
 )
 
 // carrierLink is the agent's end of a carrier. A nil one has no streams.
 type carrierLink struct {
 	sock     *fdpass.Socket
-	cmd      *exec.Cmd // nil: another agent has started it
+	proc     *parts.Process // nil: another agent has started it
 	relay    *relayLink
 	inherits []restore.Inherit // until the restore
 	log      *slog.Logger
@@ -30,7 +29,7 @@ type carrierLink struct {
 }
 
 // startCarrier starts one, in a session of its own, and lets it make the ends; keep gives our ends to the guardian.
-func startCarrier(exe, dir string, cfg carrierConfig, keep func(n uint32, f *os.File) error, drop func([]uint32), log *slog.Logger) (*carrierLink, error) {
+func startCarrier(start func(parts.Spec) (*parts.Process, error), dir string, cfg carrierConfig, keep func(n uint32, f *os.File) error, drop func([]uint32), log *slog.Logger) (*carrierLink, error) {
 	if len(cfg.Slots) == 0 {
 		return nil, nil
 	}
@@ -39,16 +38,12 @@ func startCarrier(exe, dir string, cfg carrierConfig, keep func(n uint32, f *os.
 		return nil, fmt.Errorf("start carrier of standard streams: %w", err)
 	}
 	defer peer.Close()
-	cmd := exec.Command(exe, CarrierArg, dir)
-	cmd.ExtraFiles = []*os.File{peer}
-	cmd.Dir = "/"
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	proc, err := start(parts.Spec{Name: CarrierArg, Dir: dir, Files: []*os.File{peer}})
+	if err != nil {
 		sock.Close()
 		return nil, fmt.Errorf("start carrier of standard streams: %w", err)
 	}
-	l := &carrierLink{sock: sock, cmd: cmd, relay: newRelayLink(sock), log: log, drop: drop, gone: make(chan struct{}), answers: make(chan carrierAnswer, 1)}
+	l := &carrierLink{sock: sock, proc: proc, relay: newRelayLink(sock), log: log, drop: drop, gone: make(chan struct{}), answers: make(chan carrierAnswer, 1)}
 	if err := l.open(cfg, keep); err != nil {
 		close(l.gone)
 		l.close()
@@ -162,8 +157,8 @@ func (l *carrierLink) close() {
 	}
 	_ = l.sock.Send([]byte{carrierOver}) // it may be gone
 	l.leave()
-	if l.cmd != nil {
-		_ = l.cmd.Wait()
+	if l.proc != nil {
+		_ = l.proc.Wait()
 	}
 }
 
@@ -181,7 +176,7 @@ func (l *carrierLink) leave() {
 // openStdio is called once, before the restore.
 func (t *Target) openStdio(ctx context.Context, slots []stdioSlot, s *session) error {
 	cfg := carrierConfig{Slots: slots, Name: t.msg.Comm}
-	st, err := startCarrier(t.a.opt.Exe, t.rec.Dir, cfg, func(n uint32, f *os.File) error { return t.capsule.Keep(ctx, n, f) }, t.dropStreams, t.log)
+	st, err := startCarrier(t.a.free.Start, t.rec.Dir, cfg, func(n uint32, f *os.File) error { return t.capsule.Keep(ctx, n, f) }, t.dropStreams, t.log)
 	if err != nil {
 		return err
 	}

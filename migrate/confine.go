@@ -8,7 +8,19 @@ import (
 	"github.com/lazymig/lazymig/internal/confine"
 )
 
-// What the processes of this package may do: SECURITY.md has the reasons. Not the agent: the tree descends from it, and would inherit what it gives up.
+// What the processes of this package may do: SECURITY.md has the reasons. Not the starter: the tree descends from it, and would inherit what it gives up.
+
+// agentLimits are those of the agent, which reads from the network.
+func agentLimits() confine.Limits {
+	return confine.Limits{Keep: []int{
+		unix.CAP_CHOWN, unix.CAP_DAC_OVERRIDE, unix.CAP_DAC_READ_SEARCH, unix.CAP_FOWNER, unix.CAP_FSETID, unix.CAP_KILL, unix.CAP_NET_BIND_SERVICE,
+	}}
+}
+
+// agentRefuses is what the agent leaves to others: it starts no program, looks into no other process, mounts nothing and enters no namespace.
+func agentRefuses() []confine.Rule {
+	return append(confine.Never(), confine.Any(unix.SYS_PROCESS_VM_READV, unix.SYS_PIDFD_GETFD, unix.SYS_KCMP)...)
+}
 
 // fuseLimits are those of the FUSE daemon, which reads from the network, and of its keeper. dir is the migration's: store, sockets, what a successor needs.
 func fuseLimits(dir string) confine.Limits {

@@ -197,11 +197,11 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 	if t.fuse == nil {
 		return nil, errors.New("this agent can't reach the tree's FUSE daemon")
 	}
-	st, err := detach.Peek(fmt.Sprintf("/proc/%d/root", t.capsule.PID()))
+	dev, err := t.a.free.device(t.capsule.PID())
 	if err != nil {
-		return nil, fmt.Errorf("look at root of the tree: %w", err)
+		return nil, err
 	}
-	m, err := t.switchOver(ctx, st.Dev)
+	m, err := t.switchOver(ctx, dev)
 	if err != nil {
 		return nil, err
 	}
@@ -233,7 +233,7 @@ func (t *Target) switchOver(ctx context.Context, dev uint64) (*detachedMsg, erro
 			return nil, err
 		}
 		park.At(t.log, "detach")
-		stuck, err := detach.Look(detach.Options{Tasks: t.capsule.Tasks, MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote})
+		stuck, err := t.stuck(dev)
 		if err == nil && len(stuck) > 0 {
 			err = &detach.Stuck{Reasons: stuck}
 		}
@@ -258,6 +258,16 @@ func (t *Target) switchOver(ctx context.Context, dev uint64) (*detachedMsg, erro
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// stuck is what keeps the tree from being moved, while it runs.
+func (t *Target) stuck(dev uint64) ([]string, error) {
+	procs, err := t.capsule.TreeProcs()
+	if err != nil {
+		return nil, err
+	}
+	defer procs.Close()
+	return t.a.free.look(lookBody{MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote}, procs)
 }
 
 func undecided(all []store.Undecided) error {

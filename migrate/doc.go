@@ -51,6 +51,7 @@
 //	source and    keeper thaws; the target's           a person, by `lazymig recover` (recover.go): files are found by what is written
 //	warden        connection ends, so it gives up      down of them (sourcejournal.go)
 //	agent         the migration is given up            whoever starts agents; it takes all up (targetresume.go)
+//	starter       agent ends with it                   agent ends with it
 //	handler       agent starts another                 agent starts another: it has nothing to lose
 //	FUSE daemon   the migration is given up            its keeper starts another (fusekeeper.go)
 //	FUSE keeper   agent starts daemon and keeper       agent starts daemon and keeper

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"time"
@@ -17,12 +16,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/parts"
 	"github.com/lazymig/lazymig/lazyfs"
 )
 
 // fuseDaemon is the agent's side of the daemon, and of its keeper.
 type fuseDaemon struct {
-	exe    string
+	part   func(parts.Spec) (*parts.Process, error)
 	cfg    fuseConfig
 	log    *slog.Logger
 	onLost func() // the lane is lost
@@ -33,8 +33,8 @@ type fuseDaemon struct {
 	done   chan struct{}
 
 	mu     sync.Mutex
-	cmd    *exec.Cmd // the keeper; nil: another agent has started it
-	pidfd  int       // its; names its process group, too, even when it is dead. -1: the kernel has none
+	proc   *parts.Process // the keeper; nil: another agent has started it
+	pidfd  int            // its; names its process group, too, even when it is dead; -1: none
 	sock   *fdpass.Socket
 	kept   int  // /dev/fuse, for the next keeper; -1 before it is held
 	ending bool // Close has begun
@@ -47,19 +47,19 @@ type fuseDaemon struct {
 	outliving bool                     // the daemon has been asked to let itself be outlived
 }
 
-func newFuseDaemon(exe string, cfg fuseConfig, onLost func(), log *slog.Logger) *fuseDaemon {
+func newFuseDaemon(part func(parts.Spec) (*parts.Process, error), cfg fuseConfig, onLost func(), log *slog.Logger) *fuseDaemon {
 	var first [8]byte
 	_, _ = rand.Read(first[:]) // never fails, see crypto/rand
 	return &fuseDaemon{
-		exe: exe, cfg: cfg, log: log, onLost: onLost, msgs: make(chan fuseMsg, 8), done: make(chan struct{}), kept: -1,
+		part: part, cfg: cfg, log: log, onLost: onLost, msgs: make(chan fuseMsg, 8), done: make(chan struct{}), kept: -1,
 		pidfd: -1, seeded: make(chan struct{}), frozen: make(chan struct{}), asks: map[uint64]chan storeMsg{}, asked: binary.NativeEndian.Uint64(first[:]),
 	}
 }
 
 // startFuseDaemon starts the daemon on an open /dev/fuse, which somebody else mounts. It serves once it has a lane.
-func startFuseDaemon(exe string, cfg fuseConfig, fuse *os.File, onLost func(), log *slog.Logger) (*fuseDaemon, error) {
+func startFuseDaemon(part func(parts.Spec) (*parts.Process, error), cfg fuseConfig, fuse *os.File, onLost func(), log *slog.Logger) (*fuseDaemon, error) {
 	_, _ = rand.Read(cfg.Session[:]) // never fails, see crypto/rand
-	d := newFuseDaemon(exe, cfg, onLost, log)
+	d := newFuseDaemon(part, cfg, onLost, log)
 	if err := d.start(fuse); err != nil {
 		return nil, fmt.Errorf("start FUSE daemon: %w", err)
 	}
@@ -68,13 +68,10 @@ func startFuseDaemon(exe string, cfg fuseConfig, fuse *os.File, onLost func(), l
 }
 
 // attachFuseDaemon finds the keeper of a daemon that another agent has started, by the migration's directory. If the daemon has no connection, onLost is called.
-func attachFuseDaemon(dir string, onLost func(), log *slog.Logger) (*fuseDaemon, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return nil, fmt.Errorf("find own program: %w", err)
-	}
-	d := newFuseDaemon(exe, fuseConfig{}, onLost, log)
+func attachFuseDaemon(part func(parts.Spec) (*parts.Process, error), dir string, onLost func(), log *slog.Logger) (*fuseDaemon, error) {
+	d := newFuseDaemon(part, fuseConfig{}, onLost, log)
 	var pid int
+	var err error
 	if d.sock, pid, err = fdpass.Reach(dir, fuseSocket); err != nil {
 		return nil, fmt.Errorf("find keeper of the FUSE daemon: %w", err)
 	}
@@ -130,16 +127,19 @@ func (d *fuseDaemon) start(fuse *os.File) error {
 		return err
 	}
 	defer peer.Close()
-	pidfd := -1
-	cmd := exec.Command(d.exe, FuseKeeperArg, d.cfg.StoreDir)
-	cmd.ExtraFiles, cmd.Stderr, cmd.Dir = []*os.File{peer}, os.Stderr, "/"
-	cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true, PidFD: &pidfd} // the group is keeper and daemon
-	if err := cmd.Start(); err != nil {
+	proc, err := d.part(parts.Spec{Name: FuseKeeperArg, Dir: d.cfg.StoreDir, Files: []*os.File{peer}})
+	if err != nil {
 		sock.Close()
 		return err
 	}
+	pidfd, err := proc.PidFD()
+	if err != nil {
+		sock.Close() // with which it ends
+		_ = proc.Wait()
+		return err
+	}
 	d.mu.Lock()
-	d.cmd, d.pidfd, d.sock = cmd, pidfd, sock
+	d.proc, d.pidfd, d.sock = proc, pidfd, sock
 	d.mu.Unlock()
 	d.mu.Lock()
 	cfg := d.cfg
@@ -259,8 +259,8 @@ func (d *fuseDaemon) bury() bool {
 	}
 	late := time.AfterFunc(endTime, d.kill)
 	over := false
-	if d.cmd != nil {
-		over = d.cmd.Wait() == nil
+	if d.proc != nil {
+		over = d.proc.Wait() == nil
 	} else {
 		awaitEnd(d.pidfd)
 	}
@@ -273,8 +273,8 @@ func (d *fuseDaemon) bury() bool {
 
 // kill kills the keeper.
 func (d *fuseDaemon) kill() {
-	if d.cmd != nil {
-		_ = d.cmd.Process.Kill() // it has ended, else
+	if d.proc != nil {
+		_ = d.proc.Kill() // it has ended, else
 		return
 	}
 	_ = unix.PidfdSendSignal(d.pidfd, unix.SIGKILL, nil, 0)

@@ -19,7 +19,7 @@ func TestOutliveDied(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := newFuseDaemon("", fuseConfig{}, func() {}, slog.New(slog.DiscardHandler))
+	d := newFuseDaemon(nil, fuseConfig{}, func() {}, slog.New(slog.DiscardHandler))
 	d.sock = sock
 	read := make(chan struct{})
 	go func() { d.read(); close(read) }()

@@ -15,11 +15,12 @@ import (
 
 	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/parts"
 	"github.com/lazymig/lazymig/lazyfs"
 )
 
 // FuseKeeperArg is the hidden subcommand that runs FuseKeeperMain.
-const FuseKeeperArg = "fuse-keeper"
+const FuseKeeperArg = parts.FuseKeeper
 
 // FuseKeeperMain is the daemon's parent; os.Args[2] is the migration's directory. It passes on what agent and daemon say to each other, keeps /dev/fuse from the question for the grant on, and starts
 // the next daemon when one dies; the tree waits meanwhile. It survives the agent.

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -28,7 +29,7 @@ func TestSweepGranted(t *testing.T) {
 		if err != nil || len(all) != 1 {
 			t.Fatal(all, err)
 		}
-		if got := sweepOne(all[0], slog.New(slog.DiscardHandler)); got != want {
+		if got := sweepOne(all[0], restore.Here{}, slog.New(slog.DiscardHandler)); got != want {
 			t.Errorf("%s and nothing there became %s, want %s", state, got, want)
 		}
 	}

@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/internal/parts"
 	"github.com/lazymig/lazymig/keys"
+	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -32,13 +34,13 @@ func newAgent(t *testing.T, patience time.Duration) (a *Agent, k *keys.Keys) {
 		t.Fatal(err)
 	}
 	a, err = NewAgent(AgentOptions{
-		Listen: "127.0.0.1:0", StateDir: filepath.Join(dir, "state"), TLSDir: tls, Exe: "/nonexistent",
+		Listen: "127.0.0.1:0", StateDir: filepath.Join(dir, "state"), TLSDir: tls,
 		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.patience = patience
+	a.patience, a.free = patience, startsNothing
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
 	go func() { done <- a.Serve(ctx) }()
@@ -50,6 +52,9 @@ func newAgent(t *testing.T, patience time.Duration) (a *Agent, k *keys.Keys) {
 	})
 	return a, k
 }
+
+// startsNothing is what has no program to start.
+var startsNothing = freeHere{Here: restore.Here{Here: parts.Here{Exe: "/nonexistent"}}}
 
 // silent opens connections that say nothing, or stop anywhere in what comes before TLS ends.
 func silent(t *testing.T, a *Agent, n int) (all []net.Conn) {
@@ -141,7 +146,7 @@ func FuzzConverse(f *testing.F) {
 	f.Add(frame(wire.MsgGrant, nil))
 	f.Add(binary.BigEndian.AppendUint32(nil, 1<<31))
 	dir := f.TempDir()
-	a := &Agent{opt: AgentOptions{StateDir: dir, TLSDir: dir, Exe: "/nonexistent", Log: slog.New(slog.DiscardHandler)}, patience: time.Hour, targets: map[wire.ID]*Target{}}
+	a := &Agent{opt: AgentOptions{StateDir: dir, TLSDir: dir, Log: slog.New(slog.DiscardHandler)}, free: startsNothing, patience: time.Hour, targets: map[wire.ID]*Target{}}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		var id wire.ID
 		_, _ = rand.Read(id[:])

@@ -25,7 +25,7 @@ func (a *Agent) sweep(ctx context.Context) {
 			if k.Last().Side != SideTarget || a.target(k.ID) != nil {
 				continue
 			}
-			if st := sweepOne(k, a.opt.Log); !st.Final() || st == Detached {
+			if st := sweepOne(k, a.free, a.opt.Log); !st.Final() || st == Detached {
 				left++
 			}
 		}
@@ -41,7 +41,7 @@ func (a *Agent) sweep(ctx context.Context) {
 }
 
 // sweepOne does that for one migration that this agent does not run, and returns where it stands.
-func sweepOne(k Known, log *slog.Logger) State {
+func sweepOne(k Known, free restore.Free, log *slog.Logger) State {
 	last := k.Last()
 	if last.Side != SideTarget || last.State.Final() && last.State != Detached {
 		return last.State
@@ -52,7 +52,7 @@ func sweepOne(k Known, log *slog.Logger) State {
 		return last.State
 	}
 	defer lock.Close()
-	if err := restore.Sweep(k.ID); err != nil { // something lives there still
+	if err := restore.Sweep(k.ID, free); err != nil { // something lives there still
 		log.Debug("a migration of an agent before goes on without one", "id", k.ID, "state", last.State, "why", err)
 		return last.State
 	}

@@ -47,7 +47,7 @@ func (t *Target) switchApart(ctx context.Context, dev uint64) (*detachedMsg, err
 		}
 	}()
 	out, err := detach.Apart{
-		Exe: t.a.opt.Exe, Group: procs, Cgroup: group, MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote, Streams: streams, Log: t.log,
+		Start: t.a.free.Start, Group: procs, Cgroup: group, MountNS: t.capsule.PID(), Dev: dev, Remote: t.msg.Remote, Streams: streams, Log: t.log,
 		Outcome: filepath.Join(t.rec.Dir, switchedName),
 		Hold:    []*os.File{t.rec.f}, // the record stays locked until the switch is over: until then no other agent takes the migration up
 		Settle: func(ctx context.Context, inodes []uint64) (detach.Settled, error) {

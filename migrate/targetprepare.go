@@ -35,7 +35,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 	}
 	defer dev.Close()
 	lc := laneConfig{ID: t.id, Token: t.msg.Token, TLSDir: opt.TLSDir, Allow: opt.Allow}
-	fuse, err := startFuseDaemon(opt.Exe, fuseConfig{laneConfig: lc, StoreDir: t.rec.Dir, Local: localFiles()}, dev,
+	fuse, err := startFuseDaemon(t.a.free.Start, fuseConfig{laneConfig: lc, StoreDir: t.rec.Dir, Local: localFiles()}, dev,
 		func() { t.ask(wire.LaneFiles) }, t.log)
 	if err != nil {
 		return err
@@ -50,7 +50,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 		return fmt.Errorf("start FUSE daemon: %w", err)
 	}
 	t.capsule, err = restore.Start(ctx, restore.Options{
-		ID: t.id, Exe: opt.Exe, Dir: t.rec.Dir, CriuPrefix: opt.CRIUPref, CriuPath: opt.CRIUPath, ImagesDir: t.tmp, Fuse: dev,
+		ID: t.id, Free: t.a.free, Dir: t.rec.Dir, CriuPrefix: opt.CRIUPref, CriuPath: opt.CRIUPath, ImagesDir: t.tmp, Fuse: dev,
 		Hostname: t.msg.HostName, PIDs: t.msg.PIDs, Datagrams: t.msg.Datagrams,
 		MemoryMax: t.msg.MemoryMax, CPUMax: t.msg.CPUMax, PidsMax: t.msg.PidsMax, Log: t.log,
 	})

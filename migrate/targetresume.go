@@ -140,8 +140,7 @@ const adoptTime = 10 * time.Second
 
 // takeUp takes over capsule and FUSE daemon, and starts a handler.
 func (t *Target) takeUp(ctx context.Context) (err error) {
-	opt := &t.a.opt
-	if t.fuse, err = attachFuseDaemon(t.rec.Dir, func() { t.ask(wire.LaneFiles) }, t.log); err != nil {
+	if t.fuse, err = attachFuseDaemon(t.a.free.Start, t.rec.Dir, func() { t.ask(wire.LaneFiles) }, t.log); err != nil {
 		t.fuse = nil
 		if t.state == Asked || t.state == Granted {
 			return err
@@ -158,7 +157,7 @@ func (t *Target) takeUp(ctx context.Context) (err error) {
 	// Nobody can connect before this has come to an end.
 	soon, cancel := context.WithTimeoutCause(ctx, adoptTime, errors.New("the guardian does not answer"))
 	defer cancel()
-	c, f, err := restore.Adopt(soon, restore.Options{ID: t.id, Exe: opt.Exe, Dir: t.rec.Dir, Log: t.log})
+	c, f, err := restore.Adopt(soon, restore.Options{ID: t.id, Free: t.a.free, Dir: t.rec.Dir, Log: t.log})
 	if err != nil {
 		return err
 	}

@@ -5,15 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/parts"
 )
 
 // Found is where a capsule stands whose agent has died.
@@ -49,12 +48,7 @@ var ErrNoGuardian = errors.New("there is no guardian")
 // Adopt takes over a capsule that has outlived its agent: Options with ID and Dir as they were. Finish and Release may be called again. Its handler
 // is not taken over: StartHandler starts another, and the one before ends.
 func Adopt(ctx context.Context, o Options) (*Capsule, Found, error) {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	if o.Stderr == nil {
-		o.Stderr = os.Stderr
-	}
+	o.defaults()
 	ctl, pid, err := fdpass.Reach(o.Dir, SocketName)
 	if err != nil {
 		return nil, Found{}, fmt.Errorf("take over capsule: %w: %w", ErrNoGuardian, err)
@@ -64,7 +58,7 @@ func Adopt(ctx context.Context, o Options) (*Capsule, Found, error) {
 		ctl.Close()
 		return nil, Found{}, fmt.Errorf("take over capsule: open guardian %d: %w", pid, err)
 	}
-	parent, mount, err := cgroupParent()
+	parent, mount, err := cgroupParent(o.Free)
 	if err != nil {
 		ctl.Close()
 		unix.Close(fd)
@@ -127,17 +121,17 @@ func (c *Capsule) Abandon() {
 	}
 }
 
-// guardianProcess is the guardian, a child of this process or of an agent before it.
+// guardianProcess is the guardian, which this agent or one before it has had started.
 type guardianProcess struct {
 	pid   int
-	cmd   *exec.Cmd // nil: not a child
-	pidfd *os.File  // else
+	part  *parts.Process // nil: another agent has started it
+	pidfd *os.File       // else
 }
 
 func (p *guardianProcess) kill() error {
 	var err error
-	if p.cmd != nil {
-		err = p.cmd.Process.Kill()
+	if p.part != nil {
+		err = p.part.Kill()
 	} else if err = unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0); errors.Is(err, unix.ESRCH) {
 		err = os.ErrProcessDone
 	}
@@ -147,10 +141,10 @@ func (p *guardianProcess) kill() error {
 	return err
 }
 
-// wait waits for the end, and tells how a child ended.
+// wait waits for the end, and tells how one ended that this process has had started.
 func (p *guardianProcess) wait() error {
-	if p.cmd != nil {
-		return p.cmd.Wait()
+	if p.part != nil {
+		return p.part.Wait()
 	}
 	for {
 		fds := []unix.PollFd{{Fd: int32(p.pidfd.Fd()), Events: unix.POLLIN}}

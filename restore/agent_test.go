@@ -325,7 +325,7 @@ func TestCoveredCgroup2(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	g, err := makeCgroups("lazymig-0000c0de-dst", Limits{})
+	g, err := makeCgroups(Here{}, "lazymig-0000c0de-dst", Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -369,7 +369,7 @@ func TestPIDsRefused(t *testing.T) {
 func TestSweep(t *testing.T) {
 	kerneltest.Leaks(t)
 	kerneltest.NeedRoot(t)
-	g, err := makeCgroups("lazymig-0000beef-dst", Limits{})
+	g, err := makeCgroups(Here{}, "lazymig-0000beef-dst", Limits{})
 	if err != nil {
 		t.Fatal(err)
 	}

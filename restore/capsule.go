@@ -6,24 +6,21 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/criu"
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/parts"
 	"github.com/lazymig/lazymig/wire"
 )
 
-// Hidden subcommands of the program that Options.Exe names: its os.Args[1].
+// Hidden subcommands of this program: its os.Args[1].
 const (
-	GuardianArg = "guardian"
-	HandlerArg  = "handler"
+	GuardianArg = parts.Guardian
+	HandlerArg  = parts.Handler
 )
 
 // killTimeout bounds how long Kill waits for a tree to be gone.
@@ -38,7 +35,7 @@ var (
 // Options of a capsule. The zero value needs an ImagesDir and one of Fuse and BindRoot.
 type Options struct {
 	ID         wire.ID
-	Exe        string // default: this program
+	Free       Free   // default: Here
 	CriuPath   string // with both empty criu.Find decides
 	CriuPrefix string
 
@@ -56,8 +53,16 @@ type Options struct {
 
 	MemoryMax, CPUMax, PidsMax string // as in cgroup v2's files; empty: no limit
 
-	Stderr *os.File // of guardian and handler; default: this process's
-	Log    *slog.Logger
+	Log *slog.Logger
+}
+
+func (o *Options) defaults() {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Free == nil {
+		o.Free = Here{}
+	}
 }
 
 // A Capsule is a guardian and what lives below it.
@@ -98,20 +103,9 @@ type startConfig struct {
 
 // Start makes the capsule: cgroups, guardian, root. With a FUSE root it needs the daemon to answer.
 func Start(ctx context.Context, o Options) (*Capsule, error) {
-	if o.Log == nil {
-		o.Log = slog.New(slog.DiscardHandler)
-	}
-	if o.Stderr == nil {
-		o.Stderr = os.Stderr
-	}
+	o.defaults()
 	if (o.Fuse == nil) == (o.BindRoot == "") {
 		return nil, errors.New("make capsule: a FUSE descriptor or a directory is needed as root")
-	}
-	if o.Exe == "" {
-		var err error
-		if o.Exe, err = os.Executable(); err != nil {
-			return nil, fmt.Errorf("make capsule: %w", err)
-		}
 	}
 	if err := reach(o.Datagrams); err != nil {
 		return nil, fmt.Errorf("make capsule: %w", err)
@@ -141,7 +135,7 @@ func (c *Capsule) start(ctx context.Context, prefix string) error {
 		}
 		c.work = append(c.work, d)
 	}
-	groups, err := makeCgroups(groupName(c.o.ID), Limits{c.o.MemoryMax, c.o.CPUMax, c.o.PidsMax})
+	groups, err := makeCgroups(c.o.Free, groupName(c.o.ID), Limits{c.o.MemoryMax, c.o.CPUMax, c.o.PidsMax})
 	if err != nil {
 		return err
 	}
@@ -195,19 +189,12 @@ func (c *Capsule) fork() error {
 		return fmt.Errorf("open guardian's cgroup: %w", err)
 	}
 	defer group.Close()
-	cmd := &exec.Cmd{
-		Path: c.o.Exe, Args: []string{"lazymig", GuardianArg, stageWindow},
-		Env: []string{"PATH=" + os.Getenv("PATH"), criu.PreloadEnv + "=" + os.Getenv(criu.PreloadEnv)}, Stdout: c.o.Stderr, Stderr: c.o.Stderr, ExtraFiles: []*os.File{peer, pids},
-		SysProcAttr: &syscall.SysProcAttr{
-			Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC,
-			Setsid:     true, UseCgroupFD: true, CgroupFD: int(group.Fd()),
-		},
-	}
-	if err := cmd.Start(); err != nil {
+	p, err := c.o.Free.Start(parts.Spec{Name: GuardianArg, Files: []*os.File{peer, pids}, Cgroup: group})
+	if err != nil {
 		ctl.Close()
-		return fmt.Errorf("start guardian: %w", err)
+		return err
 	}
-	c.proc = &guardianProcess{pid: cmd.Process.Pid, cmd: cmd}
+	c.proc = &guardianProcess{pid: p.PID, part: p}
 	c.ctl = ctl
 	c.readers.Add(1)
 	go c.read()
@@ -225,7 +212,7 @@ func (c *Capsule) Kill() error {
 	c.mu.Unlock()
 	if c.groups != nil && c.proc != nil {
 		fuse := fuseConnections(c.proc.pid)
-		if err := c.groups.kill(ctx, treeGroup, func() error { return abortFuse(fuse) }); err != nil {
+		if err := c.groups.kill(ctx, treeGroup, func() error { return c.o.Free.AbortFuse(fuse) }); err != nil {
 			return fmt.Errorf("kill tree: %w", err)
 		}
 		if err := c.killGuardian(ctx); err != nil {
@@ -246,7 +233,7 @@ func (c *Capsule) killGuardian(ctx context.Context) error {
 	again := time.NewTicker(100 * time.Millisecond)
 	defer again.Stop()
 	for {
-		if err := abortFuse(fuseConnections(c.proc.pid)); err != nil {
+		if err := c.o.Free.AbortFuse(fuseConnections(c.proc.pid)); err != nil {
 			return err
 		}
 		select {

@@ -30,8 +30,8 @@ const (
 	treeGroup     = "tree"
 )
 
-func makeCgroups(name string, l Limits) (*cgroups, error) {
-	parent, mount, err := cgroupParent()
+func makeCgroups(free Free, name string, l Limits) (*cgroups, error) {
+	parent, mount, err := cgroupParent(free)
 	if err != nil {
 		return nil, err
 	}
@@ -198,7 +198,7 @@ func (g *cgroups) remove() error {
 
 // cgroupParent is the directory beside this process's own cgroup. Where cgroup v2 is not mounted it is mounted for this
 // process alone.
-func cgroupParent() (string, *os.File, error) {
+func cgroupParent(free Free) (string, *os.File, error) {
 	own := "/"
 	b, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
@@ -215,7 +215,7 @@ func cgroupParent() (string, *os.File, error) {
 	}
 	var mount *os.File
 	if point == "" {
-		if mount, err = mountCgroup(); err != nil {
+		if mount, err = free.MountCgroup(); err != nil {
 			return "", nil, err
 		}
 		point, root = fmt.Sprintf("/proc/self/fd/%d", mount.Fd()), "/"

@@ -3,7 +3,7 @@
 //
 // # Processes
 //
-//	agent (this package's API)
+//	agent (this package's API), or who starts processes for it (Free)
 //	  ├── guardian    PID 1 of new PID, mount, UTS and IPC namespaces; holds the userfaultfds (package restore/memory)
 //	  │     ├── criu swrk     restores, held at post-restore, gone after the release
 //	  │     └── the tree      children of PID 1, same PIDs as at the source

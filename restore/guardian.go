@@ -20,7 +20,7 @@ import (
 
 // Stages of the guardian: its os.Args[2].
 const (
-	stageWindow = "window"
+	stageWindow = "window" // as package parts starts it
 	stageServe  = "serve"
 )
 

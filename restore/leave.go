@@ -68,7 +68,7 @@ func (c *Capsule) Leave(ctx context.Context) error {
 	if h != nil {
 		h.stop()
 	}
-	exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", c.proc.pid))
+	exe, err := c.o.Free.Program(c.proc.pid)
 	if err == nil && !strings.HasPrefix(exe, "/memfd:"+bareInitName) {
 		return fmt.Errorf("leave the tree: its PID 1 is %s", exe)
 	}

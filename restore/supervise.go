@@ -6,15 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/parts"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -39,7 +37,7 @@ type Handler struct {
 
 	mu    sync.Mutex
 	sock  *fdpass.Socket // nil while there is none
-	cmd   *exec.Cmd
+	proc  *parts.Process
 	asked map[wire.Lane]bool
 }
 
@@ -65,7 +63,7 @@ func (c *Capsule) StartHandler(ctx context.Context, o HandlerOptions) (*Handler,
 	}
 	c.handler = h
 	c.mu.Unlock()
-	cmd, sock, err := h.spawn(ctx)
+	proc, sock, err := h.spawn(ctx)
 	if err != nil {
 		c.mu.Lock()
 		c.handler = nil
@@ -73,12 +71,12 @@ func (c *Capsule) StartHandler(ctx context.Context, o HandlerOptions) (*Handler,
 		h.cancel()
 		return nil, fmt.Errorf("start handler: %w", err)
 	}
-	h.wg.Go(func() { h.run(cmd, sock) })
+	h.wg.Go(func() { h.run(proc, sock) })
 	return h, nil
 }
 
 // spawn starts one handler process and joins it with the guardian.
-func (h *Handler) spawn(ctx context.Context) (*exec.Cmd, *fdpass.Socket, error) {
+func (h *Handler) spawn(ctx context.Context) (*parts.Process, *fdpass.Socket, error) {
 	sock, peer, err := fdpass.Pair()
 	if err != nil {
 		return nil, nil, err
@@ -92,12 +90,8 @@ func (h *Handler) spawn(ctx context.Context) (*exec.Cmd, *fdpass.Socket, error) 
 	theirs, guardians := os.NewFile(uintptr(fds[0]), "link"), os.NewFile(uintptr(fds[1]), "link")
 	defer theirs.Close()
 	defer guardians.Close()
-	cmd := &exec.Cmd{
-		Path: h.c.o.Exe, Args: []string{"lazymig", HandlerArg}, Env: []string{"PATH=" + os.Getenv("PATH"), confine.LoudEnv + "=" + os.Getenv(confine.LoudEnv)},
-		Stdout: h.c.o.Stderr, Stderr: h.c.o.Stderr, ExtraFiles: []*os.File{peer, theirs},
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
-	}
-	if err := cmd.Start(); err != nil {
+	proc, err := h.c.o.Free.Start(parts.Spec{Name: HandlerArg, Files: []*os.File{peer, theirs}})
+	if err != nil {
 		sock.Close()
 		return nil, nil, err
 	}
@@ -110,39 +104,39 @@ func (h *Handler) spawn(ctx context.Context) (*exec.Cmd, *fdpass.Socket, error) 
 	}
 	if err != nil {
 		sock.Close()
-		return nil, nil, errors.Join(err, reapKilled(cmd))
+		return nil, nil, errors.Join(err, reapKilled(proc))
 	}
 	h.mu.Lock()
-	h.sock, h.cmd = sock, cmd
+	h.sock, h.proc = sock, proc
 	clear(h.asked)
 	h.mu.Unlock()
 	h.lost(wire.LaneUrgent)
 	h.lost(wire.LaneBulk)
-	return cmd, sock, nil
+	return proc, sock, nil
 }
 
-func reapKilled(cmd *exec.Cmd) error {
-	if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+func reapKilled(proc *parts.Process) error {
+	if err := proc.Kill(); err != nil {
 		return fmt.Errorf("kill handler: %w", err)
 	}
-	_ = cmd.Wait() // how it ended is known
+	_ = proc.Wait() // how it ended is known
 	return nil
 }
 
 // run listens to a handler until it dies, then starts the next.
-func (h *Handler) run(cmd *exec.Cmd, sock *fdpass.Socket) {
+func (h *Handler) run(proc *parts.Process, sock *fdpass.Socket) {
 	pause := pauseMin
 	for {
 		born := time.Now()
 		h.listen(sock)
 		h.mu.Lock()
-		h.sock, h.cmd = nil, nil
+		h.sock, h.proc = nil, nil
 		h.mu.Unlock()
 		sock.Close()
-		if err := reapKilled(cmd); err != nil {
+		if err := reapKilled(proc); err != nil {
 			h.c.log.Error("handler", "err", err)
 		}
-		for cmd = nil; cmd == nil; {
+		for proc = nil; proc == nil; {
 			if h.ended() {
 				return
 			}
@@ -160,7 +154,7 @@ func (h *Handler) run(cmd *exec.Cmd, sock *fdpass.Socket) {
 			}
 			pause = min(2*pause, pauseMost)
 			var err error
-			if cmd, sock, err = h.spawn(h.stopping); err != nil {
+			if proc, sock, err = h.spawn(h.stopping); err != nil {
 				h.c.log.Error("start handler", "err", err)
 			}
 		}
@@ -230,10 +224,10 @@ func (h *Handler) GiveLane(lane wire.Lane, conn *os.File, clear bool) error {
 func (h *Handler) PID() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.cmd == nil {
+	if h.proc == nil {
 		return 0
 	}
-	return h.cmd.Process.Pid
+	return h.proc.PID
 }
 
 // stop ends the handler and waits. May be called more than once.

@@ -14,8 +14,8 @@ import (
 )
 
 // Sweep removes the cgroups of a capsule whose agent was killed. It fails, and touches nothing, if something lives in them.
-func Sweep(id wire.ID) error {
-	parent, mount, err := cgroupParent()
+func Sweep(id wire.ID, free Free) error {
+	parent, mount, err := cgroupParent(free)
 	if err != nil {
 		return err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"path/filepath"
 
 	"github.com/urfave/cli/v2"
 
@@ -32,17 +33,23 @@ func agentCommand() *cli.Command {
 			if err != nil {
 				return usage("--ahead-memory %q: %v", c.String("ahead-memory"), err)
 			}
-			exe, err := self()
-			if err != nil {
-				return err
-			}
 			path, prefix, err := criu.Find(c.String("criu"))
 			if err != nil {
 				return err
 			}
+			dir, err := filepath.Abs(c.String("state-dir"))
+			if err != nil {
+				return fmt.Errorf("find state directory: %w", err)
+			}
+			log := logger(c.Bool("debug"), true)
+			starter, err := migrate.ConfineAgent(dir, path, log)
+			if err != nil {
+				return err
+			}
+			defer starter.Close()
 			a, err := migrate.NewAgent(migrate.AgentOptions{
-				Listen: c.String("listen"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"), Allow: c.StringSlice("allow"), Clear: c.Bool("allow-cleartext"),
-				AheadMemory: room, Exe: exe, CRIUPath: path, CRIUPref: prefix, Log: logger(c.Bool("debug"), true),
+				Listen: c.String("listen"), StateDir: dir, TLSDir: c.String("tls-dir"), Allow: c.StringSlice("allow"), Clear: c.Bool("allow-cleartext"),
+				AheadMemory: room, CRIUPath: path, CRIUPref: prefix, Starter: starter, Log: log,
 			})
 			if err != nil {
 				return err

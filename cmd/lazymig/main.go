@@ -54,6 +54,7 @@ func hidden(log *slog.Logger) map[string]func() error {
 		migrate.CarrierArg:    func() error { return migrate.CarrierMain(log) },
 		migrate.GuestArg:      migrate.GuestMain,
 		migrate.FuseDaemonArg: func() error { return migrate.FuseDaemonMain(log) },
+		migrate.StarterArg:    func() error { return migrate.StarterMain(log) },
 		migrate.FuseKeeperArg: func() error { return migrate.FuseKeeperMain(log) },
 		detach.Arg:            func() error { return migrate.SwitchMain(log) },
 		restore.GuardianArg:   func() error { restore.GuardianMain(); return nil },

@@ -8,18 +8,17 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
-	"os/exec"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/parts"
 )
 
 // Apart is a switch in a process of its own (process.go), started before the tree is stopped, so that nobody else's death hurts the tree: see the
-// table in the package's doc. All but Log and Cgroup are needed.
+// table in the package's doc. All but Log are needed.
 type Apart struct {
-	Exe     string   // this program
+	Start   func(parts.Spec) (*parts.Process, error)
 	Group   *os.File // cgroup.procs of the tree
 	MountNS int      // as in Options, and so Dev
 	Dev     uint64
@@ -30,7 +29,7 @@ type Apart struct {
 	// Outcome is the path of a file that is there once the tree is on its local files, before it runs: also when nobody hears of that. See ReadOutcome.
 	Outcome string
 	Hold    []*os.File // stay open until all is over: what is locked by them is so
-	Cgroup  *os.File   // of the process; nil: as this one
+	Cgroup  *os.File   // of the process
 	Log     *slog.Logger
 }
 
@@ -130,20 +129,14 @@ func (a Apart) Switch(ctx context.Context) (Outcome, error) {
 		return Outcome{}, err
 	}
 	defer sock.Close()
-	cmd := exec.Command(a.Exe, Arg)
-	cmd.Dir, cmd.Stderr, cmd.ExtraFiles = "/", os.Stderr, []*os.File{peer}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // a terminal's signals are not its business
-	if a.Cgroup != nil {
-		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(a.Cgroup.Fd())
-	}
-	err = cmd.Start()
+	proc, err := a.Start(parts.Spec{Name: Arg, Files: []*os.File{peer}, Cgroup: a.Cgroup})
 	peer.Close()
 	if err != nil {
-		return Outcome{}, fmt.Errorf("start process for the switch: %w", err)
+		return Outcome{}, err
 	}
 	ended := make(chan struct{})
 	go func() { // not waited for: a thread of it may wait in the kernel for the old file system (writeBack)
-		_ = cmd.Wait() // how it ended is told by its last word
+		_ = proc.Wait() // how it ended is told by its last word
 		close(ended)
 	}()
 	cfg := config{MountNS: a.MountNS, Dev: a.Dev, Remote: a.Remote, Outcome: a.Outcome}
@@ -153,7 +146,7 @@ func (a Apart) Switch(ctx context.Context) (Outcome, error) {
 		files = append(files, s.File)
 	}
 	if err := send(sock, opConfig, cfg, append(files, a.Hold...)...); err != nil {
-		_ = cmd.Process.Kill() // it knows nothing
+		_ = proc.Kill() // it knows nothing
 		<-ended
 		return Outcome{}, err
 	}
@@ -165,7 +158,7 @@ func (a Apart) Switch(ctx context.Context) (Outcome, error) {
 			return out, err
 		}
 		if err != nil {
-			_ = cmd.Process.Kill() // it is no more, or makes no sense
+			_ = proc.Kill() // it is no more, or makes no sense
 			<-ended
 			if out, rerr := ReadOutcome(a.Outcome); rerr == nil {
 				return *out, nil

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/internal/parts"
 )
 
 // apartRoles are the hidden subcommands of the test binary: the process of a switch, which stops itself at a point of it, and an agent, which starts it.
@@ -55,18 +56,19 @@ type testAgent struct {
 }
 
 func (a testAgent) run() (Outcome, error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return Outcome{}, err
-	}
 	procs, err := os.Open(a.Procs)
 	if err != nil {
 		return Outcome{}, err
 	}
 	defer procs.Close()
+	group, err := os.Open(filepath.Dir(filepath.Dir(a.Procs)))
+	if err != nil {
+		return Outcome{}, err
+	}
+	defer group.Close()
 	tr := &tree{old: a.Old, new: a.New, pid: a.PID, dev: a.Dev}
 	return Apart{
-		Exe: exe, Group: procs, MountNS: a.PID, Dev: a.Dev, Outcome: a.Outcome, Log: slog.Default(),
+		Start: parts.Here{}.Start, Group: procs, Cgroup: group, MountNS: a.PID, Dev: a.Dev, Outcome: a.Outcome, Log: slog.Default(),
 		Settle: func(ctx context.Context, inodes []uint64) (Settled, error) {
 			l, err := tr.settle(ctx, inodes)
 			return Settled{l, []byte("settled")}, err

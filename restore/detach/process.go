@@ -16,10 +16,11 @@ import (
 
 	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/internal/parts"
 )
 
 // Arg is the hidden subcommand that runs Main.
-const Arg = "switch"
+const Arg = parts.Switch
 
 // keep is what a switch needs: to trace any process and its seccomp filter, to go where it is and to change its mounts, to open any file and bind any
 // name, to find the node of a socket, to hurry threads, and to send signals that were kept. Filters of system calls it can't have itself: who has one must not suspend another's.
