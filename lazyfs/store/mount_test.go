@@ -43,6 +43,7 @@ type helperConf struct {
 	MaxNames      int
 	Later         bool // the store comes after what is open
 	Eager         bool // copies are brought up to date without a pause
+	Writes        bool // the tree writes to a file whenever it is looked where that is
 }
 
 // writable is the inode of a file that somebody else can write.
@@ -96,6 +97,9 @@ func helper(conf string) error {
 	}
 	if c.Eager {
 		s.between = time.Millisecond
+	}
+	if c.Writes {
+		m.writes = s
 	}
 	answer := func(v any, err error) {
 		if err != nil {
@@ -184,7 +188,16 @@ func helper(conf string) error {
 // meddler is somebody else on the source, who writes whenever it is looked whether anybody does.
 type meddler struct {
 	Remote
-	path atomic.Value // string; empty: nothing
+	path   atomic.Value // string; empty: nothing
+	writes *Store       // hears of a write by the tree whenever it is looked where a file is; nil: of none
+}
+
+func (m *meddler) Path(ctx context.Context, node uint64) (string, error) {
+	if m.writes != nil {
+		m.writes.Wrote(node, 0, 1)
+		defer m.writes.Wrote(node, 0, 1)
+	}
+	return m.Remote.Path(ctx, node)
 }
 
 func (m *meddler) Stamps(ctx context.Context, nodes []uint64) ([]remotefs.FileStamp, error) {

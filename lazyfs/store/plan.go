@@ -113,9 +113,14 @@ func (s *Store) decide(ctx context.Context) error {
 		s.mu.Unlock()
 		s.plan.waiting, s.plan.fresh = nil, false
 	}
-	for {
+	s.mu.Lock()
+	left := len(s.goals)
+	s.mu.Unlock()
+	for ; ; left-- {
 		s.mu.Lock()
-		if len(s.goals) == 0 {
+		// What comes up meanwhile is for the next round: who writes as fast as it is looked at would hold this one, and with it pass, which a survey needs
+		// before it is known what becomes of what is written.
+		if len(s.goals) == 0 || left <= 0 && !s.final.Load() {
 			s.mu.Unlock()
 			return s.decideRest(ctx)
 		}
@@ -126,10 +131,13 @@ func (s *Store) decide(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if !done {
+		if !done && !slices.Contains(s.plan.waiting, g) {
 			s.plan.waiting = append(s.plan.waiting, g)
 		}
 		s.mu.Lock()
+		if !done && g.kind == goalChanged {
+			s.strange[g.node] = struct{}{} // it is looked at again
+		}
 		s.goals = slices.Delete(s.goals, i, i+1) // others are only added behind
 		s.mu.Unlock()
 	}

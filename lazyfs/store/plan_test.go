@@ -157,6 +157,21 @@ func TestPlan(t *testing.T) {
 	}
 }
 
+// TestPlanBusy: a tree that writes to a file faster than it can be found out whether that comes does not keep the others, and then it, from coming.
+func TestPlanBusy(t *testing.T) {
+	r := newRigWith(t, helperConf{Src: t.TempDir(), Dir: t.TempDir(), Own: t.TempDir(), Writes: true})
+	fill(t, r.src, map[string]string{"d/f": "contents", "e/g": "others"})
+	f := open(t, r.mnt+"/d/f", unix.O_RDWR)
+	r.move(Want{With: []string{"/e"}})
+	_, err := unix.Pwrite(f, []byte("CON"), 0)
+	must(t, err)
+	r.here(2)
+	r.settle()
+	if b, err := os.ReadFile(r.local(f)); string(b) != "CONtents" {
+		t.Errorf("the copy holds %q, %v", b, err)
+	}
+}
+
 // TestPlanOwnRecords: lazymig's directory, which is another on each host, does not keep what it lies in from being the same.
 func TestPlanOwnRecords(t *testing.T) {
 	own := t.TempDir()

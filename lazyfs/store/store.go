@@ -100,7 +100,7 @@ type Store struct {
 	mu       sync.Mutex
 	byNode   map[uint64]*object
 	opens    map[uint64]*opens
-	strange  map[uint64]struct{} // nodes that were opened or changed and are no objects
+	strange  map[uint64]struct{} // nodes that were changed, do not come yet, and have a goal for it
 	away     map[uint64]struct{} // nodes that were found in what stays at the source
 	remote   []string            // that
 	dirty    map[*object]struct{}

@@ -78,19 +78,16 @@ func (s *Store) change(node uint64, fn func(*object)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := s.byNode[node]
-	if o == nil {
-		if _, ok := s.away[node]; ok {
-			return
-		}
-		if _, ok := s.strange[node]; !ok {
-			s.strange[node] = struct{}{}
-			s.goals = append(s.goals, goal{kind: goalChanged, node: node})
-			s.wakeUp()
-		}
+	if _, ok := s.away[node]; ok && o == nil {
 		return
 	}
-	if !o.in { // beside what is copied, until now
+	if _, ok := s.strange[node]; !ok && (o == nil || !o.in) { // beside what is copied, until now
+		s.strange[node] = struct{}{}
 		s.goals = append(s.goals, goal{kind: goalChanged, node: node})
+		s.wakeUp()
+	}
+	if o == nil {
+		return
 	}
 	fn(o)
 	o.own = true
