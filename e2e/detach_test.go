@@ -52,16 +52,17 @@ func (r *rig) strand(to *lab.Host) {
 // alone demands that nothing of FUSE and nothing of lazymig is left of a detached tree but a bare init.
 func (r *rig) alone(h *lab.Host, pid int) {
 	r.t.Helper()
-	m := regexp.MustCompile(`"connection":([0-9]+)`).FindStringSubmatch(r.agents[h].log.String())
+	m := regexp.MustCompile(`"time":"([^"]+)".*"connection":([0-9]+)`).FindStringSubmatch(r.agents[h].log.String())
 	if m == nil {
 		r.t.Fatal("the agent does not tell its FUSE connection")
 	}
-	out := r.sh(h, fmt.Sprintf(`test -e /sys/fs/fuse/connections/%s && echo FUSE connection
+	// The number may be another mount's by now: that of another lab, say. Its directory is as old as the connection.
+	out := r.sh(h, fmt.Sprintf(`c=$(stat -c %%Z /sys/fs/fuse/connections/%s 2>/dev/null) && test $c -lt $(date -d %s +%%s) && echo FUSE connection
 for p in /proc/[0-9]*; do
 	case "$(readlink $p/exe)" in *lazymig) echo $p $(tr '\\0' ' ' <$p/cmdline);; esac
 	for f in $p/fd/* $p/exe $p/cwd $p/root; do case "$(stat -Lfc %%T $f 2>/dev/null)" in fuse*) echo $f;; esac; done
 	grep -H fuse.lazymig $p/mountinfo 2>/dev/null
-done; true`, m[1]))
+done; true`, m[2], m[1]))
 	if out != "" {
 		r.t.Errorf("left on %s:\n%s", h.Name, out)
 	}

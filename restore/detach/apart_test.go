@@ -1,7 +1,6 @@
 package detach
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -104,17 +103,21 @@ func (tr *tree) agent() testAgent {
 }
 
 // startAgent starts a switch that stops at a point, and waits for that.
-func (a testAgent) start(t *testing.T, point string) (agent *exec.Cmd, worker int, out *bytes.Buffer) {
+func (a testAgent) start(t *testing.T, point string) (agent *exec.Cmd, worker int, out output) {
 	t.Helper()
 	b, err := json.Marshal(a)
 	if err != nil {
 		t.Fatal(err)
 	}
-	out = &bytes.Buffer{}
+	f, err := os.Create(filepath.Join(t.TempDir(), "out")) // no pipe: the worker, which may live on, has it, too
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	out = output(f.Name())
 	agent = exec.Command("/proc/self/exe", "test-agent")
 	agent.Env = append(os.Environ(), agentEnv+"="+string(b), parkEnv+"="+point)
-	agent.Stdout, agent.Stderr = out, out
-	agent.WaitDelay = 1 // the worker, which may live on, has its output
+	agent.Stdout, agent.Stderr = f, f
 	if err := agent.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -131,6 +134,17 @@ func (a testAgent) start(t *testing.T, point string) (agent *exec.Cmd, worker in
 		return worker != 0
 	})
 	return agent, worker, out
+}
+
+// output is the path of a file with what a process has said.
+type output string
+
+func (o output) String() string {
+	b, err := os.ReadFile(string(o))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
 }
 
 // gone waits for the end of the process of a switch, which has become a child of others.
