@@ -211,7 +211,8 @@ func (a *Agent) converse(ctx context.Context, c *wire.Conn, id wire.ID, peer []s
 		case wire.MsgClock:
 			err = answerClock(c, h, p)
 		case wire.MsgCheck:
-			err = c.Send(wire.MsgCheckAns, 0, h.ID, encode(a.facts(ctx)))
+			f := whileAlive(c, func() preflight.Facts { return a.facts(ctx) })
+			err = c.Send(wire.MsgCheckAns, 0, h.ID, encode(f))
 		case wire.MsgPrepare:
 			_ = c.SetDeadline(time.Time{}) // the session sets its own
 			a.begin(ctx, c, id, peer, p, log)
@@ -229,6 +230,22 @@ func (a *Agent) converse(ctx context.Context, c *wire.Conn, id wire.ID, peer []s
 		if err != nil {
 			log.Warn("control connection", "err", err)
 			return
+		}
+	}
+}
+
+// whileAlive does what takes its time: the peer hears meanwhile that there is somebody, or it would give up on a host that is only busy.
+func whileAlive[T any](c *wire.Conn, do func() T) T {
+	done := make(chan T, 1)
+	go func() { done <- do() }()
+	beat := time.NewTicker(pingEvery)
+	defer beat.Stop()
+	for {
+		select {
+		case v := <-done:
+			return v
+		case <-beat.C:
+			_ = c.Send(wire.MsgPong, 0, 0) // who reads next sees the end
 		}
 	}
 }

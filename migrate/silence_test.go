@@ -169,3 +169,26 @@ func TestPingWhileSending(t *testing.T) {
 	<-sent
 	s.close()
 }
+
+// TestBusyAgent: what an agent looks up before a migration may take longer than a silent one is waited for.
+func TestBusyAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		s := newSession(wire.NewConn(a), nil)
+		s.beat.Stop()
+		c := wire.NewConn(b)
+		go func() {
+			facts := whileAlive(c, func() heldMsg {
+				time.Sleep(3 * silence) //nolint:forbidigo // of synctest's clock
+				return heldMsg{RestoreMS: 1}
+			})
+			_ = c.Send(wire.MsgHeld, 0, 0, encode(facts)) // await tells
+		}()
+		var m heldMsg
+		if err := s.await(t.Context(), wire.MsgHeld, &m, 10*silence, nil); err != nil || m.RestoreMS != 1 {
+			t.Errorf("%+v, %v", m, err)
+		}
+		s.close()
+		b.Close()
+	})
+}
