@@ -49,8 +49,7 @@ var kills = []fault{
 		f.kill(fuseKeeperPart)
 		f.tookOver()
 	}},
-	// not at switch-settled: the switch comes to need names of the old root, which nobody serves without an agent, and the next agent waits for the switch
-	{name: "kill agent, handler and FUSE daemon", at: slices.Concat(between("asked", "switch-stopped"), between("switch-commit", "switched")), want: ends(onA, own(onB, "grant")), do: func(f *faulty) {
+	{name: "kill agent, handler and FUSE daemon", at: between("asked", "switched"), want: ends(onA, own(onB, "grant")), do: func(f *faulty) {
 		f.kill(agentPart, handlerPart, fuseDaemonPart)
 	}},
 	{name: "kill switch", at: between("switch-stopped", "switch-commit"), want: ends(onB, own(gone, "switch-commit")), do: func(f *faulty) { f.kill(switchPart) }},

@@ -7,6 +7,7 @@
 //
 //	stop      every thread is seized and interrupted (ptrace), until no new one shows
 //	survey    what refers to the old file system? anything that can't be moved ends it here
+//	reach     what the new root needs of the old one to take its place is opened (oldroot.go), and what stays on it
 //	settle    the caller brings the last bytes over and names the local file of each inode
 //	mount     the new root and its binds, over the old root; /proc, /dev, /sys … moved there
 //	open      each open file description once, with the flags, offset, flock and OFD locks of the old one

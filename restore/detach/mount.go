@@ -99,15 +99,10 @@ func newMounts(l Local, pid int) (*mounts, []int, error) {
 		}
 		binds = append(binds, fd)
 	}
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-	if err == nil {
-		m.ns, err = newFSThread(func() error { return unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS) })
-		ns.Close()
-	}
-	if err != nil {
+	if m.ns, err = enterMounts(pid); err != nil {
 		m.close()
 		closeAll(binds)
-		return nil, nil, fmt.Errorf("enter mount namespace of the tree: %w", err)
+		return nil, nil, err
 	}
 	return m, binds, nil
 }
@@ -118,29 +113,11 @@ func closeAll(fds []int) {
 	}
 }
 
-// places are where the new root may be mounted before it is one: a directory of the old root that nothing is mounted on. Not over "/": the kernel
-// takes a task for chrooted whose root is not on top (fs/namespace.c, current_chrooted), and makes no user namespace for it.
-var places = []string{"/tmp", "/usr", "/etc", "/var", "/root", "/home", "/opt", "/mnt"}
-
-func place(dev uint64) (string, error) {
-	for _, p := range places {
-		var st unix.Stat_t
-		if unix.Lstat(p, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Dev == dev {
-			return p, nil
-		}
-	}
-	return "", fmt.Errorf("mount new root: none of %v is a directory of the old one: %w", places, unix.ENOENT)
-}
-
 // attach mounts the new root in the old one, and moves all that is mounted below the old one to the new one. back undoes it.
-func (m *mounts) attach(l Local, binds []int, stay *staying, dev uint64, move []string, shm bool) error {
+func (m *mounts) attach(l Local, binds []int, stay *staying, old *oldRoot, move []string, shm bool) error {
 	defer closeAll(binds)
 	return m.ns.do(func() error {
-		at, err := place(dev)
-		if err != nil {
-			return err
-		}
-		if err := moveMount(m.root, "", unix.AT_FDCWD, at); err != nil {
+		if err := moveMount(m.root, "", old.place, ""); err != nil {
 			return fmt.Errorf("mount new root: %w", err)
 		}
 		m.undo = append(m.undo, func() error {
@@ -187,15 +164,17 @@ func (m *mounts) attach(l Local, binds []int, stay *staying, dev uint64, move []
 			defer unix.Close(fd)
 			l.Binds, binds = append(slices.Clone(l.Binds), Bind{Path: shmPath, Target: "the tree's own"}), append(slices.Clone(binds), fd)
 		}
-		for _, p := range move {
-			if err := m.move(unix.AT_FDCWD, p, m.root, below(p)); err != nil {
+		for i, p := range move {
+			if err := moveMount(old.moved[i], "", m.root, below(p)); err != nil {
 				return fmt.Errorf("move mount %s: %w", p, err)
 			}
+			m.undo = append(m.undo, func() error { return moveMount(m.root, below(p), unix.AT_FDCWD, p) })
 		}
 		if shm { // What is bound there goes back below the old root, and away with it.
-			if err := m.move(m.root, below(shmPath), unix.AT_FDCWD, shmPath); err != nil {
+			if err := moveMount(m.root, below(shmPath), unix.AT_FDCWD, shmPath); err != nil {
 				return fmt.Errorf("move mount %s: %w", shmPath, err)
 			}
+			m.undo = append(m.undo, func() error { return moveMount(unix.AT_FDCWD, shmPath, m.root, below(shmPath)) })
 		}
 		return bind(true)
 	})
@@ -233,15 +212,10 @@ func moveMount(from int, fromPath string, to int, toPath string) error {
 	if fromPath == "" {
 		flags |= unix.MOVE_MOUNT_F_EMPTY_PATH
 	}
-	return unix.MoveMount(from, fromPath, to, toPath, flags)
-}
-
-func (m *mounts) move(from int, fromPath string, to int, toPath string) error {
-	if err := moveMount(from, fromPath, to, toPath); err != nil {
-		return err
+	if toPath == "" {
+		flags |= unix.MOVE_MOUNT_T_EMPTY_PATH
 	}
-	m.undo = append(m.undo, func() error { return moveMount(to, toPath, from, fromPath) })
-	return nil
+	return unix.MoveMount(from, fromPath, to, toPath, flags)
 }
 
 // back undoes what attach has done.

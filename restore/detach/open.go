@@ -211,22 +211,13 @@ func (w *switching) close() {
 	w.inRoot.close()
 }
 
-// writeTime bounds how long the tree is stopped for that.
+// writeTime bounds how long the tree is stopped for each thing that whoever serves the old files is asked for.
 const writeTime = 2 * time.Second
 
-// writeBack brings what was written through shared mappings to the old file system's files. That may take for ever, if nobody serves them; a thread
-// that waits in the kernel then is left to its fate, and the tree goes on.
+// writeBack brings what was written through shared mappings to the old file system's files.
 func (s *survey) writeBack(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, writeTime, errors.New("the source does not answer"))
-	defer cancel()
-	done := make(chan error, 1)
-	go func() { done <- s.syncMapped() }()
-	select {
-	case err := <-done:
-		return err
-	case <-ctx.Done():
-		return fmt.Errorf("write mapped files: %w", context.Cause(ctx))
-	}
+	_, err := bounded(ctx, "write mapped files", func() (any, error) { return nil, s.syncMapped() })
+	return err
 }
 
 func (s *survey) syncMapped() error {

@@ -89,47 +89,24 @@ func (y *staying) close() {
 	}
 }
 
-// openStaying asks whoever serves the old file system, so it comes before anything is changed, and its time is bounded as that of writeBack.
+// openStaying opens what stays.
 func (o *Options) openStaying(ctx context.Context, s *survey) (*staying, error) {
 	if len(o.Remote) == 0 {
 		return &staying{}, nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, writeTime, errors.New("the source does not answer"))
-	defer cancel()
-	type result struct {
-		y   *staying
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		y, err := o.openStayingNow(s)
-		done <- result{y, err}
-	}()
-	select {
-	case r := <-done:
-		return r.y, r.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("open what stays at the source: %w", context.Cause(ctx))
-	}
-}
-
-func (o *Options) openStayingNow(s *survey) (*staying, error) {
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", o.MountNS))
-	if err != nil {
-		return nil, fmt.Errorf("enter mount namespace of the tree: %w", err)
-	}
-	t, err := newFSThread(func() error { return unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS) })
-	ns.Close()
-	if err != nil {
-		return nil, fmt.Errorf("enter mount namespace of the tree: %w", err)
-	}
-	defer t.close()
-	y := &staying{paths: o.Remote, descs: map[*description]*os.File{}, dirs: map[fileKey]*os.File{}}
-	if err := t.do(func() error { return y.open(o.Dev, s) }); err != nil {
-		y.close()
-		return nil, err
-	}
-	return y, nil
+	return bounded(ctx, "open what stays at the source", func() (*staying, error) {
+		t, err := enterMounts(o.MountNS)
+		if err != nil {
+			return nil, err
+		}
+		defer t.close()
+		y := &staying{paths: o.Remote, descs: map[*description]*os.File{}, dirs: map[fileKey]*os.File{}}
+		if err := t.do(func() error { return y.open(o.Dev, s) }); err != nil {
+			y.close()
+			return nil, err
+		}
+		return y, nil
+	})
 }
 
 // open runs where the old root is "/".

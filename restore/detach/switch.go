@@ -178,6 +178,11 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, dbs databa
 		return err
 	}
 	defer stay.close()
+	old, err := o.openOldRoot(ctx, move, shm)
+	if err != nil {
+		return err
+	}
+	defer old.close()
 	began := time.Now()
 	local, err := o.Settle(ctx, s.inodes())
 	rep.SettleMS = ms(time.Since(began))
@@ -203,7 +208,7 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, dbs databa
 	if err := o.stopped.bind(true); err != nil { // from here on the tree is not what it was before
 		return err
 	}
-	err = m.attach(local, binds, stay, o.Dev, move, shm)
+	err = m.attach(local, binds, stay, old, move, shm)
 	if err == nil {
 		w.inRoot, err = newFSThread(func() error {
 			if err := unix.Fchdir(m.root); err != nil {
