@@ -101,3 +101,41 @@ func TestInPlaceDead(t *testing.T) {
 	t.Logf("migrate ended with %d: %s", m.code, m.stderr)
 	r.clean()
 }
+
+// TestInPlaceUsed puts what a tree uses in its place, though nobody has named it. A file of the target's own that differs keeps it where it is.
+func TestInPlaceUsed(t *testing.T) {
+	r := newHosts(t)
+	a, b := r.l.A, r.l.B
+	state := []string{"--state-dir", "/srv/state"}
+	r.agent(b, state...)
+	p := r.spawn(a, "/bin/sh", "-c", "mkdir -p /srv/deep/app /srv/lib; echo lib >/srv/lib/table; cd /srv/deep/app; exec 3</srv/lib/table 4>log; echo moved >data; n=0; while :; do n=$((n+1)); echo $n >&4; echo $n >step.new; mv step.new step; sleep 0.05; done")
+	r.says(a, "shell to run", "cat /srv/deep/app/data", "moved")
+	r.sh(b, "mkdir -p /srv/lib; echo another >/srv/lib/table")
+	args := append(r.locals(a, b), "--until", "detached", "--in-place")
+	if m := r.try(a, b, p.Pid, args...); m.code != 3 || !strings.Contains(m.stderr, "/srv/lib/table has 8 bytes on the target, and 4 here") || m.get("frozen") != nil {
+		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	r.sh(b, "rm /srv/lib/table; echo own >/srv/lib/own")
+	m := r.try(a, b, p.Pid, args...)
+	d := m.get("detached")
+	if m.code != 0 || d == nil {
+		t.Fatalf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	if got := strings.Join(d.Places, " "); got != "/srv/deep /srv/lib/table" || len(d.Aside) > 0 {
+		t.Errorf("in place are %s, aside %v", got, d.Aside)
+	}
+	pid := m.get("resumed").TargetPID
+	r.strand(b)
+	r.alone(b, pid)
+	if got, want := r.sh(b, fmt.Sprintf("stat -Lc %%d:%%i /proc/%d/cwd /proc/%[1]d/fd/3 /proc/%[1]d/fd/4", pid)), r.sh(b, "stat -c %d:%i /srv/deep/app /srv/lib/table /srv/deep/app/log"); got != want {
+		t.Errorf("the tree uses %q, in place are %q", got, want)
+	}
+	step := r.sh(b, "cat /srv/deep/app/step")
+	r.eventually("the next step, in its place", func() bool { s := r.sh(b, "cat /srv/deep/app/step"); return s != "" && s != step })
+	if got := r.sh(b, "cat /srv/lib/own /srv/deep/app/data"); got != "own\nmoved" {
+		t.Errorf("on the target are %q", got)
+	}
+	r.end(b, pid, "KILL")
+	r.agent(b, state...)
+	r.clean()
+}

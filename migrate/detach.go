@@ -50,14 +50,18 @@ type detachedMsg struct {
 
 	Residual []string `json:"residual,omitempty"` // what it does need (residual.go)
 	Places   []string `json:"places,omitempty"`   // what is at its own path (places.go)
+	Aside    []string `json:"aside,omitempty"`    // what is in the store instead, and why
 }
 
 func (m *detachedMsg) check() error {
-	if len(m.Kept) > maxReasons+1 || len(m.Residual) > maxReasons || len(m.Places) > maxPaths {
+	if len(m.Kept) > maxReasons+1 || len(m.Residual) > maxReasons || len(m.Places) > 2*maxPaths+maxUses || len(m.Aside) > maxReasons+1 {
 		return fmt.Errorf("%d paths, needs %d", len(m.Kept), len(m.Residual))
 	}
 	for i, k := range m.Kept {
 		m.Kept[i] = trim(k)
+	}
+	for i, a := range m.Aside {
+		m.Aside[i] = trim(a)
 	}
 	return nil
 }
@@ -214,9 +218,11 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 
 // afterSwitch ends what is not needed. fresh: it was this agent that has switched.
 func (t *Target) afterSwitch(m *detachedMsg, fresh bool) error {
-	if err := t.finishPlaces(); err != nil {
+	kept, err := t.finishPlaces()
+	if err != nil {
 		t.log.Error("files that were replaced", "err", err)
 	}
+	m.Aside = fewReasons(append(m.Aside, kept...))
 	if len(m.Residual) > 0 {
 		return t.endSome(m, fresh)
 	}
@@ -239,7 +245,9 @@ func (t *Target) switchOver(ctx context.Context, dev uint64) (*detachedMsg, erro
 		}
 		if err == nil {
 			var m *detachedMsg
-			m, err = t.switchApart(ctx, dev)
+			if err = t.choosePlaces(func(p string) (string, error) { return t.differs(ctx, p) }); err == nil {
+				m, err = t.switchApart(ctx, dev)
+			}
 			stops++
 			if pause = stopAfter; errors.Is(err, detach.ErrDied) {
 				pause = againAfter // not the fault of files that do not come

@@ -55,6 +55,7 @@ type Event struct {
 	Stays       []string `json:"stays,omitempty"`    // why the tree is not detached
 	Residual    []string `json:"residual,omitempty"` // detached but for these
 	Places      []string `json:"places,omitempty"`   // detached: what is at its own path on the target
+	Aside       []string `json:"aside,omitempty"`    // what is in the store there instead, and why
 
 	Stage       string `json:"stage,omitempty"` // failed
 	Error       string `json:"error,omitempty"`

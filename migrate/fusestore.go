@@ -20,6 +20,7 @@ type storeMsg struct {
 	Want   *store.Want     `json:"want,omitempty"`
 	Inodes []uint64        `json:"inodes,omitempty"`
 	Paths  []string        `json:"paths,omitempty"`  // differs, remove
+	Single bool            `json:"single,omitempty"` // differs: they are single files
 	Most   int             `json:"most,omitempty"`   // differs
 	Within time.Duration   `json:"within,omitempty"` // settle: nobody waits for it any longer
 	Error  string          `json:"error,omitempty"`
@@ -33,6 +34,23 @@ const maxResult = 64 << 10 // bytes of a result in a message
 func (d *fuseDaemon) storeDiffers(ctx context.Context, paths []string, most int) (all []store.Undecided, err error) {
 	err = d.askStore(ctx, storeMsg{Do: "differs", Paths: paths, Most: most}, &all)
 	return all, err
+}
+
+// storeFilesDiffer is storeDiffers for single files, as many as there are.
+func (d *fuseDaemon) storeFilesDiffer(ctx context.Context, paths []string, most int) (all []store.Undecided, err error) {
+	for len(paths) > 0 && len(all) < most {
+		n, length := 0, 0
+		for n < len(paths) && length < maxResult/2 {
+			length += len(paths[n]) + 3
+			n++
+		}
+		var some []store.Undecided
+		if err := d.askStore(ctx, storeMsg{Do: "differs", Paths: paths[:n], Single: true, Most: most - len(all)}, &some); err != nil {
+			return nil, err
+		}
+		all, paths = append(all, some...), paths[n:]
+	}
+	return all, nil
 }
 
 // storeMove lets files come over; the first call begins, and later ones add to what is wanted.
@@ -211,7 +229,11 @@ func (p *fuseProcess) answerStore(s *store.Store, q storeMsg) {
 
 // answerDiffers is answerStore for the one question that needs no store.
 func (p *fuseProcess) answerDiffers(q storeMsg) {
-	v, err := store.Differs(p.ctx, p.client, "/", q.Paths, q.Most)
+	differs := store.Differs
+	if q.Single {
+		differs = store.FilesDiffer
+	}
+	v, err := differs(p.ctx, p.client, "/", q.Paths, q.Most)
 	p.answer(q, v, err)
 }
 

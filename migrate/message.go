@@ -53,9 +53,11 @@ type prepareMsg struct {
 
 	Remote []string `json:"remote,omitempty"` // directories that stay on the source
 
-	InPlace     bool `json:"in_place,omitempty"`     // what With names goes to its own path
-	Overwrite   bool `json:"overwrite,omitempty"`    // whatever is there
-	RemoveFiles bool `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
+	InPlace     bool     `json:"in_place,omitempty"`     // what With names and the tree uses goes to its own path
+	UsesDirs    []string `json:"uses_dirs,omitempty"`    // that (uses.go)
+	UsesFiles   []string `json:"uses_files,omitempty"`   //
+	Overwrite   bool     `json:"overwrite,omitempty"`    // whatever is there
+	RemoveFiles bool     `json:"remove_files,omitempty"` // what With names, from the source, when it lives here
 
 	Cleartext bool `json:"cleartext,omitempty"` // lanes but control may come without TLS
 
@@ -86,7 +88,10 @@ func (m *prepareMsg) check() error {
 	if len(m.Remote) > MaxRemote {
 		return fmt.Errorf("%d directories that stay", len(m.Remote))
 	}
-	for _, p := range slices.Concat(m.With, m.Local, m.Remote) {
+	if len(m.UsesDirs) > maxPaths || len(m.UsesFiles) > maxUses {
+		return fmt.Errorf("%d directories and %d files that are used", len(m.UsesDirs), len(m.UsesFiles))
+	}
+	for _, p := range slices.Concat(m.With, m.Local, m.Remote, m.UsesDirs, m.UsesFiles) {
 		if len(p) > unix.PathMax || !strings.HasPrefix(p, "/") {
 			return errors.New("a path that is not absolute, or too long")
 		}

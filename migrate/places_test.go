@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -44,7 +45,7 @@ func placing(t *testing.T, with ...string) (tgt *Target, host string) {
 	dir := t.TempDir()
 	host = filepath.Join(dir, "host")
 	tgt = &Target{rec: &Record{Dir: filepath.Join(dir, "state", "id.target")}, log: slog.New(slog.DiscardHandler)}
-	tgt.msg.InPlace = true
+	tgt.msg.InPlace, tgt.msg.Overwrite = true, true
 	write := func(p, c string) {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(c), 0o644)); err != nil {
 			t.Fatal(err)
@@ -65,6 +66,19 @@ func placing(t *testing.T, with ...string) (tgt *Target, host string) {
 	return tgt, host
 }
 
+// put is what comes before the stop, and in it. The paths in other differ from the source's.
+func put(tgt *Target, l *detach.Local, other ...string) (places, aside []string, err error) {
+	if err := tgt.choosePlaces(func(p string) (string, error) {
+		if slices.Contains(other, p) {
+			return p + " is another", nil
+		}
+		return "", nil
+	}); err != nil {
+		return nil, nil, err
+	}
+	return tgt.place(l)
+}
+
 func TestPlaces(t *testing.T) {
 	tgt, host := placing(t, "app", "deep/er/new", "app/in", "single", "none")
 	store := tgt.copyOf(host)
@@ -72,7 +86,7 @@ func TestPlaces(t *testing.T) {
 	var l detach.Local
 	for range 2 { // what is taken back can be done again
 		l = detach.Local{Binds: []detach.Bind{{Path: "/zzz", Target: "/zzz"}}}
-		if err := tgt.place(&l); err != nil {
+		if _, _, err := put(tgt, &l); err != nil {
 			t.Fatal(err)
 		}
 		if got, want := treeOf(t, host), "app\napp/data=moved\napp/in\napp/in/x=x\ndeep\ndeep/er\ndeep/er/new\ndeep/er/new/file=new\nsingle=one\n"; got != want {
@@ -92,7 +106,7 @@ func TestPlaces(t *testing.T) {
 		}
 	}
 	l = detach.Local{Binds: []detach.Bind{{Path: "/zzz", Target: "/zzz"}}}
-	if err := tgt.place(&l); err != nil {
+	if _, _, err := put(tgt, &l); err != nil {
 		t.Fatal(err)
 	}
 	var binds []string
@@ -108,7 +122,7 @@ func TestPlaces(t *testing.T) {
 	if fi, err := os.Stat(filepath.Join(host, "deep")); err != nil || fi.Mode().Perm() != 0o700 {
 		t.Errorf("a directory that was made is %v, %v", fi, err)
 	}
-	if err := tgt.finishPlaces(); err != nil {
+	if kept, err := tgt.finishPlaces(); err != nil || len(kept) > 0 {
 		t.Fatal(err)
 	}
 	if got, want := treeOf(t, store), "app\ndeep\ndeep/er\ndeep/er/new\nsingle=own one\n"; got != want {
@@ -125,7 +139,7 @@ func TestPlacesHalf(t *testing.T) {
 		tgt, host := placing(t, "app", "deep/er/new", "single")
 		store := tgt.copyOf(host)
 		hostBefore, storeBefore := treeOf(t, host), treeOf(t, store)
-		if err := tgt.place(&detach.Local{}); err != nil {
+		if _, _, err := put(tgt, &detach.Local{}); err != nil {
 			t.Fatal(err)
 		}
 		all, err := tgt.readPlaces()
@@ -167,12 +181,181 @@ func TestPlaceable(t *testing.T) {
 			t.Errorf("on another file system: %q", why)
 		}
 	}
-	if err := tgt.place(&detach.Local{Binds: []detach.Bind{{Path: host + "/app/in"}}}); err != nil {
+	if _, _, err := put(tgt, &detach.Local{Binds: []detach.Bind{{Path: host + "/app/in"}}}); err != nil {
 		t.Errorf("nothing is to be put anywhere: %v", err)
 	}
 	tgt.msg.With = []string{host + "/app"}
 	tgt.rec.Dir = filepath.Join(filepath.Dir(host), "state", "id.target")
-	if err := tgt.place(&detach.Local{Binds: []detach.Bind{{Path: host + "/app/in"}}}); err == nil || !strings.Contains(err.Error(), "in it is the target's own") {
+	if _, _, err := put(tgt, &detach.Local{Binds: []detach.Bind{{Path: host + "/app/in"}}}); err == nil || !strings.Contains(err.Error(), "in it is the target's own") {
 		t.Errorf("with something of the target's own in it: %v", err)
+	}
+}
+
+// TestPlacesUsed puts what nobody has named in its place: what is missing on the target, with what is missing above it, and what is the same. What differs is left where it is, but
+// for single files that may be overwritten.
+func TestPlacesUsed(t *testing.T) {
+	for _, over := range []bool{false, true} {
+		tgt, host := placing(t)
+		tgt.msg.Overwrite = over
+		for p, c := range map[string]string{"lib/same": "s", "lib/other": "mine", "dir/x": "x", "opt/app/bin/prog": "p", "opt/app/data": "d", "opt/own/z": "z", "equal/f": "f"} {
+			for _, root := range []string{tgt.copyOf(host), host} {
+				if p == "lib/other" && root == host {
+					c = "theirs"
+				}
+				if strings.HasPrefix(p, "opt/") && root == host {
+					continue
+				}
+				if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, p)), 0o755), os.WriteFile(filepath.Join(root, p), []byte(c), 0o644)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		at := func(p string) string { return filepath.Join(host, p) }
+		tgt.msg.UsesDirs = []string{at("app"), at("equal"), at("opt/app/bin"), "/proc/x"}
+		tgt.msg.UsesFiles = []string{at("lib/same"), at("lib/other"), at("opt/app/data"), at("none"), at("opt/own/z"), at("bound/f")}
+		before := treeOf(t, host) + treeOf(t, tgt.copyOf(host))
+		l := detach.Local{Binds: []detach.Bind{{Path: at("bound")}, {Path: at("opt/own/y")}}} // so not all of opt can be moved
+		places, aside, err := put(tgt, &l, at("app"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "/equal /opt/app/bin /opt/app/data /opt/own/z"
+		wantAside := "/app /lib/other /proc/x"
+		if over {
+			want, wantAside = "/equal /lib/other /opt/app/bin /opt/app/data /opt/own/z", "/app /proc/x"
+		}
+		if got := strings.ReplaceAll(strings.Join(places, " "), host, ""); got != want {
+			t.Errorf("overwrite %v: in place are %s, want %s", over, got, want)
+		}
+		for i, a := range aside {
+			a, _, _ = strings.Cut(a, " ")
+			aside[i] = strings.TrimPrefix(a, host)
+		}
+		slices.Sort(aside)
+		if got := strings.Join(aside, " "); got != wantAside {
+			t.Errorf("overwrite %v: aside are %s, want %s", over, got, wantAside)
+		}
+		if c, err := os.ReadFile(at("app/data")); err != nil || string(c) != "own" {
+			t.Errorf("the target's own has %q, %v", c, err)
+		}
+		if err := tgt.takeBack(); err != nil {
+			t.Fatal(err)
+		}
+		if got := treeOf(t, host) + treeOf(t, tgt.copyOf(host)); got != before {
+			t.Errorf("taken back: %s, had %s", got, before)
+		}
+	}
+}
+
+// TestPlacesTop moves a directory that the target has not got with all that is in it.
+func TestPlacesTop(t *testing.T) {
+	tgt, host := placing(t)
+	tgt.msg.UsesFiles = []string{host + "/deep/er/new/file"}
+	places, aside, err := put(tgt, &detach.Local{})
+	if err != nil || len(aside) > 0 || len(places) != 1 || places[0] != host+"/deep" {
+		t.Fatalf("in place are %v, aside %v, %v", places, aside, err)
+	}
+	if fi, err := os.Stat(host + "/deep"); err != nil || fi.Mode().Perm() != 0o700 {
+		t.Errorf("%v, %v", fi, err)
+	}
+}
+
+// TestPlacesLate: what turns up or changes on the target after all was compared is never lost.
+func TestPlacesLate(t *testing.T) {
+	tgt, host := placing(t, "app", "deep")
+	tgt.msg.Overwrite = false
+	tgt.msg.UsesFiles = []string{host + "/single"}
+	if err := os.Remove(host + "/single"); err != nil {
+		t.Fatal(err)
+	}
+	if err := tgt.choosePlaces(func(string) (string, error) { return "", nil }); err != nil {
+		t.Fatal(err)
+	}
+	for p, c := range map[string]string{"/single": "late", "/deep": "late", "/app/data": "late"} {
+		if err := os.WriteFile(host+p, []byte(c), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	places, aside, err := tgt.place(&detach.Local{})
+	if err != nil || strings.Join(places, " ") != host+"/app" || len(aside) != 2 {
+		t.Fatalf("in place are %v, aside %v, %v", places, aside, err)
+	}
+	for _, p := range []string{"/single", "/deep"} {
+		if c, err := os.ReadFile(host + p); err != nil || string(c) != "late" {
+			t.Errorf("%s has %q, %v", p, c, err)
+		}
+	}
+	kept, err := tgt.finishPlaces()
+	if err != nil || len(kept) != 1 {
+		t.Fatalf("kept %v, %v", kept, err)
+	}
+	if c, err := os.ReadFile(tgt.copyOf(host + "/app/data")); err != nil || string(c) != "late" {
+		t.Errorf("what was written last has %q, %v", c, err)
+	}
+}
+
+// TestPlacesElsewhere copies a file to another file system before the stop; nothing of that is left if it is given up in the middle, or when it is finished.
+func TestPlacesElsewhere(t *testing.T) {
+	tgt, host := placing(t)
+	other := filepath.Join(host, "other")
+	if err := errors.Join(os.Mkdir(other, 0o755), unix.Mount("tmpfs", other, "tmpfs", 0, "")); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := unix.Unmount(other, 0); err != nil {
+			t.Error(err)
+		}
+	}()
+	from := tgt.copyOf(filepath.Join(other, "in/file"))
+	had := tgt.copyOf(filepath.Join(other, "had"))
+	for p, c := range map[string]string{from: "moved", had: "moved, too", other + "/had": "own"} {
+		if err := errors.Join(os.MkdirAll(filepath.Dir(p), 0o755), os.WriteFile(p, []byte(c), 0o600), os.Chown(p, 5, 6)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Setxattr(from, "trusted.x", []byte("v"), 0); err != nil {
+		t.Fatal(err)
+	}
+	tgt.msg.UsesFiles = []string{filepath.Join(other, "had"), filepath.Join(other, "in/file")}
+	if err := tgt.choosePlaces(nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := tgt.takeBack(); err != nil || treeOf(t, other) != "had=own\n" { // an agent that died before the stop
+		t.Fatalf("%s is left, %v", treeOf(t, other), err)
+	}
+	for end := range 2 {
+		if places, aside, err := put(tgt, &detach.Local{}); err != nil || len(places) != 2 {
+			t.Fatalf("in place are %v, aside %v, %v", places, aside, err)
+		}
+		if c, err := os.ReadFile(other + "/in/file"); err != nil || string(c) != "moved" {
+			t.Errorf("it has %q, %v", c, err)
+		}
+		want := "had=own\n"
+		err := error(nil)
+		if end == 0 {
+			err = tgt.takeBack()
+		} else {
+			want = "had=moved, too\nin\nin/file=moved\n"
+			_, err = tgt.finishPlaces()
+		}
+		if got := treeOf(t, other); err != nil || got != want {
+			t.Errorf("in the end there is %s, %v", got, err)
+		}
+	}
+	var st unix.Stat_t
+	v := make([]byte, 10)
+	n, err := unix.Getxattr(other+"/in/file", "trusted.x", v)
+	if unix.Stat(other+"/in/file", &st) != nil || st.Uid != 5 || st.Gid != 6 || st.Mode&0o777 != 0o600 || err != nil || string(v[:n]) != "v" {
+		t.Errorf("%+v, %q, %v", st, v, err)
+	}
+	// written since: it stays in the store
+	if err := errors.Join(os.RemoveAll(other+"/in"), tgt.choosePlaces(nil), os.WriteFile(from, []byte("newer"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	if places, aside, err := tgt.place(&detach.Local{}); err != nil || len(places) != 0 || len(aside) != 1 {
+		t.Errorf("in place are %v, aside %v, %v", places, aside, err)
+	}
+	if _, err := tgt.finishPlaces(); err != nil || treeOf(t, other) != "had=moved, too\n" {
+		t.Errorf("%s is left, %v", treeOf(t, other), err)
 	}
 }

@@ -146,6 +146,9 @@ func (s *Source) prepare(ctx context.Context) error {
 		CPUMax: tree.Cgroup.CPUMax, MemoryMax: limit(tree.Cgroup.MemoryMax), PidsMax: limit(tree.Cgroup.PidsMax),
 		Datagrams: want.Datagrams,
 	}
+	if s.opt.InPlace {
+		m.UsesDirs, m.UsesFiles = s.uses()
+	}
 	if len(s.rep.Want.Stdio) > 0 {
 		m.Stdio = s.opt.Stdio
 	}

@@ -334,7 +334,7 @@ func (s *Source) stays(m staysMsg) {
 func (s *Source) moved(m detachedMsg) {
 	s.times.StopMS, s.times.SettleMS, s.times.Descriptors, s.times.Mappings = m.StopMS, m.SettleMS, m.Descriptors, m.Mappings
 	s.times.FilesMoved, s.times.FileBytes, s.times.Removed, s.times.Kept = m.Files, m.Bytes, m.Removed, m.Kept
-	s.times.Places = m.Places
+	s.times.Places, s.times.Aside = m.Places, m.Aside
 }
 
 // detached: nothing is served any more.

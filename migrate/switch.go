@@ -51,13 +51,15 @@ func (t *Target) switchApart(ctx context.Context, dev uint64) (*detachedMsg, err
 		Outcome: filepath.Join(t.rec.Dir, switchedName),
 		Hold:    []*os.File{t.rec.f}, // the record stays locked until the switch is over: until then no other agent takes the migration up
 		Settle: func(ctx context.Context, inodes []uint64) (detach.Settled, error) {
-			s, err := t.settle(ctx, inodes, unix.Minor(dev), left > 0)
+			m := detachedMsg{Connection: unix.Minor(dev), Residual: t.residual(left > 0)}
+			s, err := t.settle(ctx, inodes, &m)
 			if err == nil && len(streams) > 0 {
 				err = t.stdio.empty(ctx)
 			}
 			if err == nil {
-				err = t.place(&s.Local)
+				m.Places, m.Aside, err = t.place(&s.Local)
 			}
+			s.Note = encode(m)
 			return s, err
 		},
 	}.Switch(ctx)
@@ -71,7 +73,7 @@ func (t *Target) switchApart(ctx context.Context, dev uint64) (*detachedMsg, err
 }
 
 // settle brings the last bytes over while the tree is stopped.
-func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32, carried bool) (l detach.Settled, err error) {
+func (t *Target) settle(ctx context.Context, inodes []uint64, m *detachedMsg) (l detach.Settled, err error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, settleTime, errors.New("the source does not answer"))
 	defer cancel()
 	st, err := t.fuse.storeSettle(ctx)
@@ -81,7 +83,7 @@ func (t *Target) settle(ctx context.Context, inodes []uint64, connection uint32,
 	if err := undecided(st.Undecided); err != nil {
 		return l, err
 	}
-	l.Note = encode(detachedMsg{Files: st.Files, Bytes: st.Bytes, Root: st.Plan.Root, Connection: connection, Residual: t.residual(carried), Places: t.places()})
+	m.Files, m.Bytes, m.Root = st.Files, st.Bytes, st.Plan.Root
 	l.Root = st.Plan.Root
 	for _, b := range st.Plan.Binds {
 		l.Binds = append(l.Binds, detach.Bind{Path: b.Path, Target: b.TargetPath})

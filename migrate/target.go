@@ -52,6 +52,7 @@ type Target struct {
 	exited    *exitedMsg
 
 	detach   *detaching // nil before drained
+	choices  choices    // its goroutine's
 	detached *detachedMsg
 	stays    *staysMsg
 

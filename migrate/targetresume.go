@@ -126,7 +126,9 @@ func (t *Target) detachedBefore(m *detachedMsg) error {
 	if c, err := findCarrier(t.rec.Dir, t.dropStreams, t.log); err == nil { // it has nothing to carry any more
 		c.close()
 	}
-	if err := errors.Join(t.finishPlaces(), store.Finish(t.rec.Dir), os.RemoveAll(t.tmp)); err != nil {
+	kept, err := t.finishPlaces()
+	m.Aside = fewReasons(append(m.Aside, kept...))
+	if err := errors.Join(err, store.Finish(t.rec.Dir), os.RemoveAll(t.tmp)); err != nil {
 		t.log.Error("take away what helpers of a detached tree have left", "err", err)
 	}
 	if err := t.enter(Detached, filesAt(m)); err != nil {

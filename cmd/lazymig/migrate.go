@@ -40,7 +40,7 @@ func migrateCommand() *cli.Command {
 			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
 			&cli.BoolFlag{Name: "cleartext", Usage: "send pages and files unencrypted, for links that are encrypted already; the agent must run with --allow-cleartext"},
 			&cli.BoolFlag{Name: "remove-source-files", Usage: "remove what --with names from here when the process lives on its copies, each of them on the target's disk and compared"},
-			&cli.BoolFlag{Name: "in-place", Usage: "put what --with names at its own path on the target; what is there already and differs is listed, and nothing happens"},
+			&cli.BoolFlag{Name: "in-place", Usage: "put what the process uses, and what --with names, at its own path on the target; what is there already and differs is listed, and nothing happens"},
 			&cli.BoolFlag{Name: "overwrite", Usage: "with --in-place: replace what is there"},
 			&cli.StringFlag{Name: "bwlimit", Usage: "bytes a second, as `RATE` with K, M or G (1,024s), that memory and files together may take of the line; what a process waits for does not wait, but counts"},
 			&cli.StringFlag{Name: "compress", Value: pagesrv.CompressAuto, Usage: "`HOW` memory that is pushed is compressed: auto (by what line and CPU give at the moment), none, s2 or zstd"},
@@ -72,8 +72,8 @@ func doMigrate(c *cli.Context) error {
 	if c.Bool("remove-source-files") && len(c.StringSlice("with")) == 0 {
 		return usage("--remove-source-files removes what --with names: there is none")
 	}
-	if c.Bool("in-place") && len(c.StringSlice("with")) == 0 || c.Bool("overwrite") && !c.Bool("in-place") {
-		return usage("--in-place puts what --with names in its place, and --overwrite needs --in-place")
+	if c.Bool("overwrite") && !c.Bool("in-place") {
+		return usage("--overwrite needs --in-place")
 	}
 	remote, err := paths(c)
 	if err != nil {
@@ -310,6 +310,9 @@ func (p *printer) print(e migrate.Event) {
 			e.StopMS, e.Descriptors, e.Mappings, e.FilesMoved, e.FileBytes>>20, cmp.Or(strings.Join(e.Residual, "; "), "none"))
 		if len(e.Places) > 0 {
 			fmt.Printf("  in place on the target: %s\n", strings.Join(e.Places, ", "))
+		}
+		for _, a := range e.Aside {
+			fmt.Printf("    not in place: %s\n", a)
 		}
 		if e.Removed > 0 || len(e.Kept) > 0 {
 			fmt.Printf("  %d files removed from here\n", e.Removed)

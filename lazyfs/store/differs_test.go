@@ -3,6 +3,7 @@ package store
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -44,5 +45,15 @@ func TestDiffers(t *testing.T) {
 	}
 	if got := differs(`["/one"]`); got != "/one: is another on the target\n" {
 		t.Errorf("a file: %s", got)
+	}
+	var all []Undecided
+	r.say(`filesdiffer ["/app/mode", "/app/size", "/one", "/app/same", "/app/here", "/app/none", "/none/x", "/app/kind", "/app/kind/x", "/app"]`, &all)
+	var got []string
+	for _, u := range all {
+		got = append(got, u.Path+": "+u.Reason)
+	}
+	wants := []string{"/app/mode: is 600 of 0:0 on the target, and 644 of 0:0 here", "/app/size: has 4 bytes on the target, and 5 here", "/one: is another on the target"}
+	if !slices.Equal(got, wants) {
+		t.Errorf("files: %q, want %q", got, wants)
 	}
 }

@@ -139,12 +139,16 @@ func helper(conf string) error {
 		case "remove":
 			r, err := s.RemoveSource(context.Background(), []string{arg})
 			answer(r, err)
-		case "differs":
+		case "differs", "filesdiffer":
 			var paths []string
 			err := json.Unmarshal([]byte(arg), &paths)
 			var all []Undecided
+			differs := Differs
+			if cmd != "differs" {
+				differs = FilesDiffer
+			}
 			if err == nil {
-				all, err = Differs(context.Background(), client, c.Own, paths, 5)
+				all, err = differs(context.Background(), client, c.Own, paths, 5)
 			}
 			answer(all, err)
 		case "meddle":
