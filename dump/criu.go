@@ -123,7 +123,8 @@ func (d *Dump) criuOpts() *rpc.CriuOpts {
 		TcpSkipInFlight: new(true), // a connection that nobody has accepted is lost like the others, and may come at any time
 		LeaveRunning:    new(true), // in the frozen cgroup: see the package's doc
 		FileLocks:       new(true), // one may be taken after the preflight
-		TcpClose:        new(d.o.TCPClose), ShellJob: new(d.o.ShellJob), LinkRemap: new(d.o.LinkRemap),
+		LinkRemap:       new(true), // so may the name of an open file that has another be taken away
+		TcpClose:        new(d.o.TCPClose), ShellJob: new(d.o.ShellJob),
 		ExtUnixSk: new(d.o.Datagrams),
 	}
 	if d.o.GhostLimit != 0 {
@@ -149,10 +150,8 @@ func (d *Dump) notify(ctx context.Context) criu.Notify {
 				return errAborted
 			}
 		case "post-dump":
-			if d.o.LinkRemap {
-				if err := d.keepRemaps(); err != nil {
-					return err
-				}
+			if err := d.keepRemaps(); err != nil {
+				return err
 			}
 			close(d.complete)
 		}

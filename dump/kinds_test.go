@@ -121,7 +121,7 @@ func TestLinkRemap(t *testing.T) {
 	need(t)
 	dir := t.TempDir()
 	cmd := program(t, remapSource, dir)
-	d := prepare(t, Options{PID: cmd.Process.Pid, LinkRemap: true})
+	d := prepare(t, Options{PID: cmd.Process.Pid})
 	if _, err := d.Freeze(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
@@ -135,7 +135,7 @@ func TestLinkRemap(t *testing.T) {
 		t.Errorf("after the roll-back: %v", got)
 	}
 
-	d = prepare(t, Options{PID: cmd.Process.Pid, LinkRemap: true})
+	d = prepare(t, Options{PID: cmd.Process.Pid})
 	if _, err := d.Freeze(testContext(t)); err != nil {
 		t.Fatal(err)
 	}

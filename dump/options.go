@@ -19,7 +19,6 @@ type Options struct {
 
 	TCPClose    bool // established connections are closed at the target
 	ShellJob    bool
-	LinkRemap   bool
 	Datagrams   bool     // some of its sockets are connected to datagram sockets outside, by name
 	GhostLimit  uint32   // 0: CRIU's
 	External    []string // CRIU's: what it need not dump, such as unix[INODE]

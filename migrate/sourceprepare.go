@@ -126,7 +126,7 @@ func (s *Source) prepare(ctx context.Context) error {
 	want := &s.rep.Want
 	if s.dump, err = dump.Prepare(ctx, dump.Options{
 		PID: s.opt.PID, CriuPath: s.opt.CRIUPath, CriuPrefix: s.opt.CRIUPrefix, ID: s.opt.ID, Log: s.log,
-		TCPClose: want.TCPClose, ShellJob: want.ShellJob, GhostLimit: want.GhostLimit, LinkRemap: want.LinkRemap,
+		TCPClose: want.TCPClose, ShellJob: want.ShellJob, GhostLimit: want.GhostLimit,
 		Datagrams:   len(want.Datagrams) > 0,
 		EagerShared: s.eagerShared,
 		External:    s.stdioExternal(),

@@ -276,8 +276,7 @@ func (in *inspector) checkDeleted(t *task, link, where string, st *unix.Stat_t) 
 	want := &in.rep.Want
 	switch {
 	case st.Nlink > 0:
-		want.LinkRemap = true
-		in.add(Finding{"link-remap", Info, t.PID, fmt.Sprintf("%s of %s is a file whose name was removed, but which has another: %s", where, t.Comm, link), "", "--link-remap is set"})
+		in.add(Finding{"link-remap", Info, t.PID, fmt.Sprintf("%s of %s is a file whose name was removed, but which has another: %s", where, t.Comm, link), "", "it gets one more name while it is dumped"})
 	case st.Size >= 1<<32:
 		in.add(Finding{
 			"ghost-too-large", Refuse, t.PID, fmt.Sprintf("%s of %s is a deleted file of %d MB: %s", where, t.Comm, st.Size>>20, link),

@@ -167,7 +167,6 @@ type Listen struct {
 type Want struct {
 	ShellJob       bool   `json:"shell_job"`
 	TCPClose       bool   `json:"tcp_close"`
-	LinkRemap      bool   `json:"link_remap"`
 	GhostLimit     uint32 `json:"ghost_limit"` // 0: CRIU's default suffices
 	TCPEstablished int    `json:"tcp_established"`
 	TCPInside      int    `json:"tcp_inside"` // of these, with both ends in the tree

@@ -18,15 +18,15 @@ import (
 // TestOptions shows the options that are set by themselves, each by a process that needs it.
 func TestOptions(t *testing.T) {
 	plain := look(t, Options{PID: mode(t, "plain").pid}).Want
-	if plain.ShellJob || plain.TCPClose || plain.LinkRemap || len(plain.Datagrams) > 0 || plain.GhostLimit != 0 || len(plain.Fixups) > 0 {
+	if plain.ShellJob || plain.TCPClose || len(plain.Datagrams) > 0 || plain.GhostLimit != 0 || len(plain.Fixups) > 0 {
 		t.Errorf("a plain process needs options: %+v", plain)
 	}
 	for _, c := range []struct {
 		mode, code string
 		set        func(w Want) bool
 	}{
-		{"deleted", "ghost-file", func(w Want) bool { return w.GhostLimit >= 5<<20 && !w.LinkRemap }},
-		{"renamed", "link-remap", func(w Want) bool { return w.LinkRemap && w.GhostLimit == 0 }},
+		{"deleted", "ghost-file", func(w Want) bool { return w.GhostLimit >= 5<<20 }},
+		{"renamed", "link-remap", func(w Want) bool { return w.GhostLimit == 0 }},
 		{"tcp_pair", "tcp-established", func(w Want) bool { return w.TCPClose && w.TCPEstablished == 2 && w.TCPInside == 2 }},
 	} {
 		t.Run(c.mode, func(t *testing.T) {
