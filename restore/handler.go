@@ -64,12 +64,17 @@ func HandlerMain() {
 	os.Exit(0)
 }
 
-// confineSelf leaves the handler, which reads from the network, no more than it needs: its threads' priority and the certificates, which are
+// confineSelf leaves the handler, which reads from the network, no more than it needs: its threads' priority, memory that stays, and the certificates, which are
 // read again at each handshake. It makes no socket, file or process: all comes from the agent.
+//
+// Where memory is short others go first, and what the handler has touched once is there: a thread of the tree that waits for a page would wait for the handler's own, too.
+// What Go reserves is not touched, so MCL_ONFAULT takes no memory more (mlockall(2)).
 func confineSelf() error {
-	if err := confine.Stage(confine.Limits{Keep: []int{unix.CAP_SYS_NICE, unix.CAP_DAC_READ_SEARCH}}); err != nil {
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000\n"), 0) // allowed with CAP_SYS_RESOURCE only, which is given up next
+	if err := confine.Stage(confine.Limits{Keep: []int{unix.CAP_SYS_NICE, unix.CAP_DAC_READ_SEARCH, unix.CAP_IPC_LOCK}}); err != nil {
 		return err
 	}
+	_ = unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE | unix.MCL_ONFAULT) // not allowed: it is as fast until memory is short
 	if err := confine.Syscalls(confine.Runtime(os.Getpid())...); err != nil {
 		return fmt.Errorf("confine handler: %w", err)
 	}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/lazymig/lazymig/internal/confine"
 	"github.com/lazymig/lazymig/restore/detach"
 )
 
@@ -73,6 +74,15 @@ func (c *Capsule) Leave(ctx context.Context) error {
 		return fmt.Errorf("leave the tree: its PID 1 is %s", exe)
 	}
 	return nil // if it has ended, so has the tree
+}
+
+// confineGuardian is when the tree runs and criu has ended: nobody descends from the guardian any more who would inherit this. It fills memory, reaps, and at
+// last becomes the bare init.
+func confineGuardian() error {
+	if err := confine.Refuse(append(confine.Forks(), append(confine.Machine(), confine.Any(unix.SYS_SETNS)...)...)...); err != nil {
+		return fmt.Errorf("confine guardian: %w", err)
+	}
+	return nil
 }
 
 // leave answers, and makes PID 1 the bare init.

@@ -11,7 +11,7 @@ import (
 )
 
 // TestPrivileges: the handler, which reads from the network, has given up what it does not need, in all its threads and after it has brought
-// pages; the guardian and the tree have not, since the tree must get back exactly what it had.
+// pages, and the guardian when the tree, which descends from it, runs. The tree has not, since it must get back exactly what it had.
 func TestPrivileges(t *testing.T) {
 	kerneltest.Leaks(t)
 	kerneltest.NeedRoot(t)
@@ -22,7 +22,8 @@ func TestPrivileges(t *testing.T) {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", l.h.PID()))
 		return err == nil && strings.Contains(string(b), "Seccomp:\t2\n")
 	})
-	confined := []string{"CapEff:\t0000000000800004\n", "CapPrm:\t0000000000800004\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"}
+	confined := []string{"CapEff:\t0000000000804004\n", "CapPrm:\t0000000000804004\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"}
+	filtered := []string{"NoNewPrivs:\t0\n", "Seccomp:\t2\n"}
 	free := []string{"NoNewPrivs:\t0\n", "Seccomp:\t0\n"}
 	lacks := func(pid int, wanted []string) string {
 		threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
@@ -43,10 +44,14 @@ func TestPrivileges(t *testing.T) {
 		return ""
 	}
 	kerneltest.Eventually(t, "the handler to be confined", func() bool { return lacks(l.h.PID(), confined) == "" })
-	for what, pid := range map[string]int{"guardian": l.c.PID(), "tree": root.PID} {
-		if m := lacks(pid, free); m != "" {
-			t.Errorf("%s: %s", what, m)
-		}
+	if m := lacks(l.h.PID(), []string{"VmLck:\t       0 kB\n"}); m == "" {
+		t.Error("the handler's memory may go to the swap")
+	}
+	if m := lacks(l.c.PID(), filtered); m != "" {
+		t.Errorf("guardian: %s", m)
+	}
+	if m := lacks(root.PID, free); m != "" {
+		t.Errorf("tree: %s", m)
 	}
 	l.drainAndEnd(t)
 }

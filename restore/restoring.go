@@ -315,6 +315,9 @@ func (g *guardian) doRelease(m message) {
 		return
 	}
 	r.running.Do(func() {
+		if err := confineGuardian(); err != nil {
+			g.problem(err)
+		}
 		// Nobody reaps before reap: even a root task that has ended already can be opened.
 		fd, err := unix.PidfdOpen(r.root, 0)
 		if err != nil {

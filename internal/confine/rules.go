@@ -52,8 +52,11 @@ func Files() []Rule {
 func Never() []Rule { return append(Starts(), append(Machine(), Any(unix.SYS_SETNS)...)...) }
 
 // Starts is what a process refuses that starts no program.
-func Starts() []Rule {
-	return append(Any(unix.SYS_EXECVE, unix.SYS_EXECVEAT, unix.SYS_FORK, unix.SYS_VFORK), Set(unix.SYS_CLONE, 0, unix.CLONE_THREAD))
+func Starts() []Rule { return append(Any(unix.SYS_EXECVE, unix.SYS_EXECVEAT), Forks()...) }
+
+// Forks is what a process refuses that has no children any more, but may begin another program.
+func Forks() []Rule {
+	return append(Any(unix.SYS_FORK, unix.SYS_VFORK), Set(unix.SYS_CLONE, 0, unix.CLONE_THREAD))
 }
 
 // Machine is what a process refuses that needs no other process's registers, no mount and no privilege of the machine, and nothing that it starts does. It may enter
