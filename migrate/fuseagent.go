@@ -234,7 +234,11 @@ func (d *fuseDaemon) read() {
 		case m.Op == "store" && m.Store != nil:
 			d.storeAnswer(m.Store)
 		default:
-			d.msgs <- m
+			select {
+			case d.msgs <- m:
+			default: // nobody waits for any: a lane must be asked for all the same
+				d.log.Error("FUSE daemon", "says", m.Op, "err", m.Error)
+			}
 		}
 		fdpass.CloseAll(files)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -186,6 +187,17 @@ func (p *fuseProcess) granted() {
 func (p *fuseProcess) lane(f *os.File, clear bool) error {
 	nc, err := net.FileConn(f)
 	f.Close()
+	if err != nil && p.needsLane() { // out of descriptors: it is asked for again when there may be some
+		p.log.Error("take files lane", "err", err)
+		p.wg.Go(func() {
+			select {
+			case <-time.After(passAgain):
+				p.lost()
+			case <-p.ctx.Done():
+			}
+		})
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("take connection: %w", err)
 	}
@@ -201,12 +213,17 @@ func (p *fuseProcess) lane(f *os.File, clear bool) error {
 	if err != nil {
 		nc.Close()
 		p.log.Warn("files lane refused", "err", err)
-		if (p.client != nil || p.cfg.TakeOver) && !p.connected.Load() { // the agent believes that this was the lane it asked for
+		if p.needsLane() { // the agent believes that this was the one it asked for
 			p.lost()
 		}
 		return nil // somebody's attempt; the migration goes on
 	}
 	return p.up(c)
+}
+
+// needsLane says that there has been a connection, of this daemon or the one before, and there is none.
+func (p *fuseProcess) needsLane() bool {
+	return (p.client != nil || p.cfg.TakeOver) && !p.connected.Load()
 }
 
 // up uses a connection of the right peer.
