@@ -32,7 +32,7 @@
 // # What is asked for when
 //
 // A fault asks for its block at once. If it shows that a thread walks or strides (predict.go), what lies before that thread is asked for, in small pieces over
-// the same lane (ahead.go). All else is pushed (bulk in wants.go): around the last faults first, then in the order of addresses.
+// the same lane (ahead.go). All else is pushed (bulk in wants.go): what the source has found in use (hot.go), then around the last faults, then in the order of addresses.
 //
 // # Locks
 //

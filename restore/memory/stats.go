@@ -34,13 +34,14 @@ type Stats struct {
 	Outstanding  int    // wants not answered
 	Spaces       int    // mms with an open userfaultfd
 	CopiedPages  uint64 // that came before the freeze
+	HotPages     uint64 // asked for first, because the source has said that they are in use
 	Drained      bool
 }
 
 type counters struct {
-	faults, zeroFaults, prefetched, prefetchHits, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, forksHeld, events, misfits, guarded, absent, unproven, strays, unsure, copied uint64
-	latency                                                                                                                                                                                                 histogram
-	drained                                                                                                                                                                                                 bool
+	faults, zeroFaults, prefetched, prefetchHits, pagesCopied, pagesZero, guards, dropped, errorPages, lost, failures, forks, forksHeld, events, misfits, guarded, absent, unproven, strays, unsure, copied, hot uint64
+	latency                                                                                                                                                                                                      histogram
+	drained                                                                                                                                                                                                      bool
 }
 
 // Stats counts up to now.
@@ -53,7 +54,7 @@ func (e *Engine) Stats() Stats {
 		Prefetched: c.prefetched, PrefetchHits: c.prefetchHits,
 		PagesCopied: c.pagesCopied, BytesCopied: c.pagesCopied * pageSize, ZeroPages: c.pagesZero, GuardPages: c.guards,
 		DroppedPages: c.dropped, ErrorPages: c.errorPages, LostPages: c.lost, Failures: c.failures, Forks: c.forks, ForksHeld: c.forksHeld,
-		Events: c.events, Misfits: c.misfits, StrayPages: c.strays, UnsureDrops: c.unsure, CopiedPages: c.copied, GuardedPages: c.guarded, AbsentPages: c.absent, Unproven: c.unproven, Outstanding: len(e.wants), Spaces: len(e.mms), Drained: c.drained,
+		Events: c.events, Misfits: c.misfits, StrayPages: c.strays, UnsureDrops: c.unsure, CopiedPages: c.copied, HotPages: c.hot, GuardedPages: c.guarded, AbsentPages: c.absent, Unproven: c.unproven, Outstanding: len(e.wants), Spaces: len(e.mms), Drained: c.drained,
 	}
 	for _, m := range e.mms {
 		s.Left += uint64(m.missing)

@@ -30,6 +30,7 @@ type bulk struct {
 	flying  int     // wants
 	pages   int     // that they are for
 	filled  int     // flying when the window was filled last
+	hot     []piece // to be asked for before all else
 	recent  []piece // places of the last faults, the newest last
 	resumes time.Time
 }
@@ -170,8 +171,9 @@ func (e *Engine) pump() {
 	if !b.on || e.closed || b.flying > b.filled/2 || e.parked > maxParked || time.Now().Before(b.resumes) {
 		return
 	}
-	e.pumpRecent()
 	defer func() { b.filled = b.flying }()
+	e.pumpHot()
+	e.pumpRecent()
 	for dry := 0; !b.full(&e.opt) && dry <= len(b.todo) && len(b.todo) > 0; {
 		if b.at >= len(b.todo) {
 			b.at, b.page = 0, 0
@@ -203,9 +205,12 @@ func (b *bulk) full(o *Options) bool {
 }
 
 // askBulk asks for missing pages from first on, and says where it ended.
-func (e *Engine) askBulk(r *region, first int) (last int) {
+func (e *Engine) askBulk(r *region, first int) (last int) { return e.askRange(r, first, r.pages) }
+
+// askRange is askBulk up to a page.
+func (e *Engine) askRange(r *region, first, end int) (last int) {
 	last = first + 1
-	for last < r.pages && last-first < e.opt.BulkPages && !r.flight.has(last) && r.missing(last) {
+	for last < end && last-first < e.opt.BulkPages && !r.flight.has(last) && r.missing(last) {
 		last++
 	}
 	e.ask(e.newWant(r, first, last-first, false))
