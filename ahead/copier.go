@@ -321,16 +321,18 @@ func (c *Copier) flush(r *Round) error {
 	return err
 }
 
-// Dirty is how many bytes have been written since the last round.
-func (c *Copier) Dirty() (bytes uint64, err error) {
-	bytes, _, err = c.DirtyRuns()
+// Dirty is how many bytes have been written since the last round. f gets each run of pages that was; it may be nil.
+func (c *Copier) Dirty(f func(id uint32, addr, pages uint64)) (bytes uint64, err error) {
+	bytes, _, err = c.dirtyRuns(f)
 	return bytes, err
 }
 
 // DirtyRuns also says in how many runs of adjacent pages they lie.
-func (c *Copier) DirtyRuns() (bytes uint64, runs int, err error) {
+func (c *Copier) DirtyRuns() (bytes uint64, runs int, err error) { return c.dirtyRuns(nil) }
+
+func (c *Copier) dirtyRuns(f func(id uint32, addr, pages uint64)) (bytes uint64, runs int, err error) {
 	err = c.each(func(s *space) error {
-		n, r, err := s.dirty()
+		n, r, err := s.dirty(f)
 		bytes += n * pageSize
 		runs += r
 		return err

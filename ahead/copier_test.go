@@ -157,7 +157,7 @@ func goodCopies(t *testing.T, compare, entries bool) {
 					t.Fatal(err)
 				}
 				v.goesOn(64)
-				if d, err := c.Dirty(); err != nil || d == 0 {
+				if d, err := c.Dirty(nil); err != nil || d == 0 {
 					t.Errorf("%d bytes have been written since: %v", d, err)
 				}
 				if _, err := c.Some(context.Background(), 4<<20); err != nil {

@@ -147,7 +147,7 @@ func (s *space) written() (spans, error) {
 }
 
 // dirty is how many pages have been written since written was called, and in how many runs they lie.
-func (s *space) dirty() (n uint64, runs int, err error) {
+func (s *space) dirty(f func(id uint32, addr, pages uint64)) (n uint64, runs int, err error) {
 	if s.sums != nil {
 		n = s.changedSince()
 		return n, int(n), nil
@@ -156,6 +156,9 @@ func (s *space) dirty() (n uint64, runs int, err error) {
 	err = s.scan(s.pagemap.Fd(), s.known, lookStep, contents(pagemap.Query{All: pagemap.Written, Any: there}), func(v pagemap.Region) {
 		if v.Categories&pagemap.PfnZero == 0 {
 			n += (v.End - v.Start) / pageSize
+			if f != nil {
+				f(s.id, v.Start, (v.End-v.Start)/pageSize)
+			}
 			if v.Start != end {
 				runs++
 			}

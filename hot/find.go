@@ -132,14 +132,14 @@ func (o *Options) find(ctx context.Context, way string, all []Process) (r Result
 
 // written lists what was written: without chance, since each round tells of everything that was.
 func (s *Scores) written(present uint64) []Span {
-	if n := s.pages(); n == 0 || n > present/2 {
+	if n := s.Pages(); n == 0 || n > present/2 {
 		return s.List(present)
 	}
 	return s.from(1)
 }
 
-// pages is how many have a score.
-func (s *Scores) pages() (n uint64) {
+// Pages is how many have a score.
+func (s *Scores) Pages() (n uint64) {
 	for _, b := range s.blocks {
 		for _, c := range b {
 			if c > 0 {

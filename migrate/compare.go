@@ -24,6 +24,7 @@ func (s *Source) compare(ctx context.Context) error {
 		return stage("preflight", err)
 	}
 	s.aheadRoom = there.AheadRoom
+	s.searchHot(ctx, &there)
 	s.eagerShared = !there.Features[preflight.LazyShared]
 	here := preflight.LocalFacts(ctx, preflight.HostOptions{CRIUPath: s.opt.CRIUPath, StateDir: s.opt.StateDir})
 	var errs []error

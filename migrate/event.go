@@ -28,6 +28,9 @@ type Event struct {
 	AheadBytes  uint64    `json:"ahead_bytes,omitempty"`      // sent then
 	AheadGood   uint64    `json:"ahead_good_bytes,omitempty"` // of these, not written since
 	Rounds      int       `json:"ahead_rounds,omitempty"`
+	Hot         string    `json:"hot,omitempty"`             // how it was found which pages are in use
+	HotBytes    uint64    `json:"hot_bytes,omitempty"`       // that are
+	HotFirst    uint64    `json:"hot_first_bytes,omitempty"` // of these, pushed before all else
 	DrainMS     float64   `json:"drain_ms,omitempty"`
 	MemoryBytes uint64    `json:"memory_bytes,omitempty"` // present at the freeze
 	LeftBytes   uint64    `json:"left_bytes,omitempty"`   // progress

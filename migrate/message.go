@@ -223,6 +223,8 @@ type progressMsg struct {
 	Prefetched   uint64 `json:"prefetched,omitempty"`
 	PrefetchHits uint64 `json:"prefetch_hits,omitempty"`
 
+	Hot uint64 `json:"hot,omitempty"` // bytes that were asked for first
+
 	Cores []string `json:"cores,omitempty"` // dumped before the drain, not whole
 }
 

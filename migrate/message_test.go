@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/lazymig/lazymig/ahead"
+	"github.com/lazymig/lazymig/hot"
 	"github.com/lazymig/lazymig/restore/memory"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -178,6 +179,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add(piece("core-1.img", 0, "abc"))
 	f.Add(aheadMessage(ahead.Batch{ID: 1, Runs: []ahead.Run{{Addr: 4096, Pages: 1}}, Data: make([]byte, pageSize)}))
 	f.Add(goodMessages(&goodPages{task: 1, mask: 3, rep: 2})[0])
+	f.Add(encodeHot([]hot.Span{{Task: 1, Addr: wordBytes, Words: 2, Mask: 3}}))
 	dir := f.TempDir()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, v := range []any{&prepareMsg{}, &restoreMsg{}, &progressMsg{}, &dialMsg{}, &stateMsg{}, &resumedMsg{}} {
@@ -196,6 +198,9 @@ func FuzzMessages(f *testing.F) {
 		k := newAheadSink(1 << 20)
 		_ = k.pages(b)
 		_ = k.mark(b)
+		if l, err := takeHot(nil, b); err == nil && len(l)*goodRecord != len(b)-4 {
+			t.Fatalf("%d entries of %d bytes", len(l), len(b))
+		}
 		if k.f != nil {
 			if fi, err := k.f.Stat(); err != nil || fi.Size() > 1<<20 {
 				t.Fatalf("%d bytes are kept, %v", fi.Size(), err)

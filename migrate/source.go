@@ -41,6 +41,8 @@ type SourceOptions struct {
 	MaxDowntime time.Duration `json:"max_downtime,omitempty"` // for ModePre: what memory may take of it
 	Track       string        `json:"track,omitempty"`        // TrackAuto if empty
 
+	Hot string `json:"hot,omitempty"` // how hot pages are found: hot.Auto (also if empty), hot.BPF, …
+
 	Remote []string `json:"remote,omitempty"` // directories whose files stay here, clean, none in another
 
 	Cleartext   bool   `json:"cleartext,omitempty"`    // pages and files without TLS
@@ -92,8 +94,9 @@ type Source struct {
 	copy        *copying // nil: nothing is copied ahead
 	aheadRoom   uint64   // what the target keeps
 	good        chan goodResult
-	eagerShared bool   // the target can't take shared memory lazily
-	waited      uint64 // file operations up to the freeze
+	hot         *hotSearch // nil: it is not looked for hot pages
+	eagerShared bool       // the target can't take shared memory lazily
+	waited      uint64     // file operations up to the freeze
 
 	result *dump.Result
 	dbs    databases
@@ -177,6 +180,7 @@ func (s *Source) enter(st State, note string) error {
 // undo is every failure before the grant: the tree runs as if nothing had happened, the target is told.
 func (s *Source) undo(cause error) error {
 	state := "running"
+	s.hot.stop()
 	if s.dump != nil {
 		err := s.rec.Sure()
 		if err == nil {
@@ -218,6 +222,7 @@ func (s *Source) close() {
 		s.sess.close()
 	}
 	s.seeding.Wait()
+	s.hot.stop()
 	s.copy.close()
 	s.stopJournal()
 	if s.files != nil {
@@ -246,8 +251,12 @@ func (s *Source) untilGranted(ctx context.Context) error {
 	if err := s.prepare(ctx); err != nil {
 		return stage("prepare", err)
 	}
+	s.hot.await()
 	if err := s.copyAhead(ctx); err != nil {
 		return stage("ahead", err)
+	}
+	if err := s.sendHot(ctx); err != nil {
+		return stage("prepare", err)
 	}
 	if err := s.findDatabases(); err != nil {
 		return stage("prepare", err)

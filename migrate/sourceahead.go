@@ -176,9 +176,10 @@ func (c *copying) run() error {
 			t.rate = max(t.rate, float64(r.Sent)/max(r.Took-2*s.clock.err, time.Microsecond).Seconds())
 		}
 		park.At(s.log, "ahead")
-		if t.dirty, err = c.c.Dirty(); err != nil {
+		if t.dirty, err = c.c.Dirty(s.hot.count()); err != nil {
 			return err
 		}
+		s.hot.wrote(t.dirty, s.rep.Tree.MemoryPresent)
 		select {
 		case c.tell <- *t:
 		default: // the one before has not been told yet

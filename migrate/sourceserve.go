@@ -289,6 +289,7 @@ func (s *Source) drained(m progressMsg) {
 	s.note(Drained, "")
 	s.times.DrainMS = ms(time.Since(s.grant)) - s.times.GrantMS
 	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US = m.Faults, m.FaultP50US, m.FaultP99US
+	s.times.HotFirst = m.Hot
 	s.times.Prefetched, s.times.PrefetchHit = m.Prefetched, m.PrefetchHits
 	if s.files != nil {
 		st := s.files.Stats()

@@ -12,6 +12,7 @@ import (
 	"github.com/lazymig/lazymig/images"
 	"github.com/lazymig/lazymig/internal/park"
 	"github.com/lazymig/lazymig/restore"
+	"github.com/lazymig/lazymig/restore/memory"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -26,6 +27,7 @@ type Target struct {
 	tmp     string // images, on tmpfs
 	sink    *imageSink
 	ahead   *aheadSink
+	hot     []memory.HotPages // to be pushed first
 	fuse    *fuseDaemon
 	capsule *restore.Capsule
 	handler *restore.Handler
@@ -243,6 +245,10 @@ func (t *Target) beforeGrant(ctx context.Context, s *session, f frame) (bool, er
 			park.At(t.log, "images")
 		}
 		return false, t.sink.piece(f.p)
+	case wire.MsgHot:
+		list, err := takeHot(t.hot, f.p)
+		t.hot = list
+		return false, err
 	case wire.MsgAhead:
 		return false, t.ahead.pages(f.p)
 	case wire.MsgRestore:

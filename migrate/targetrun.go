@@ -136,6 +136,7 @@ func (t *Target) whileRunning() error {
 	if t.State() == Drained {
 		t.startDetach() // which an agent before this one has not come to
 	}
+	t.passHot()
 	if err := t.capsule.StartDrain(false); err != nil {
 		t.log.Error("start drain", "err", err)
 	}

@@ -30,6 +30,8 @@ const (
 	LazyShared = "lazy-shared-memory"
 	// Modes: this release knows in which order memory may come. Needed at the target for all but ModePost.
 	Modes = "modes"
+	// HotFirst: this release takes a list of the pages that are to come first.
+	HotFirst = "hot-first"
 )
 
 // caps are the capabilities that are needed, by bit (include/uapi/linux/capability.h), named cap-….
@@ -44,7 +46,7 @@ func (f *Facts) readFeatures(proc string) {
 	const events = 1<<1 | 1<<2 | 1<<3 | 1<<6 // FORK, REMAP, REMOVE, UNMAP
 	have[featUffd] = got&events == events
 	have[LazyShared] = have[featUffd] && got&(1<<5) != 0 // MISSING_SHMEM, 4.11
-	have[Modes] = true
+	have[Modes], have[HotFirst] = true, true
 	have[featPoison] = got&(1<<14) != 0
 	have[featPagemapScan] = pagemap.Probe().Scan
 	have[featFuse] = unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) == nil

@@ -22,6 +22,7 @@ const (
 	opRelease  = "release"  // agent → guardian; the answer carries resumedAnswer and a pidfd of the root task
 	opDrain    = "drain"    // agent → guardian: drainConfig
 	opAhead    = "ahead"    // agent → guardian; descriptors: memfd with pages, memfd that says which these are
+	opHot      = "hot"      // agent → guardian; descriptor: memfd that says which pages are asked for first
 	opAttach   = "attach"   // agent → guardian; descriptor: a handler's socket
 	opKeep     = "keep"     // agent → guardian: keptName; descriptor
 	opDrop     = "drop"     // agent → guardian: keptName

@@ -29,6 +29,7 @@
 //	Finish         after the grant: criu goes on to its last step before the first instruction
 //	Outlive        when the question is on disk: the guardian no longer ends with the agent. The next one takes over by Adopt
 //	Release        lets go
+//	Hot            which pages are pushed first
 //	StartDrain     large regions are surveyed, then all pages are pushed; event Drained
 //	Leave          the tree needs nobody any more: the guardian becomes a bare init (bareinit.go), the handler ends
 //	Kill, Close    the tree first, then the guardian

@@ -208,6 +208,8 @@ func (g *guardian) handle(m message, files []*os.File) {
 		g.answer(m, err, nil)
 	case opAhead:
 		go func() { g.answer(m, g.takeAhead(files), nil) }()
+	case opHot:
+		go func() { g.answer(m, g.takeHot(files), nil) }()
 	case opAttach:
 		if len(files) != 1 {
 			fdpass.CloseAll(files)

@@ -38,6 +38,7 @@ const (
 	MsgFiles     Type = 123 // target: how far the files are
 	MsgAhead     Type = 124 // memory of the running tree; binary, as the next (see package migrate)
 	MsgAheadGood Type = 125 // which of it is as it is in the frozen tree
+	MsgHot       Type = 126 // which pages of the running tree are in use, the hottest first
 	MsgCheck     Type = 113 // what can the target do?
 	MsgCheckAns  Type = 114
 )

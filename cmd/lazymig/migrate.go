@@ -14,6 +14,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/lazymig/lazymig/ahead"
+	"github.com/lazymig/lazymig/hot"
 	"github.com/lazymig/lazymig/internal/criu"
 	"github.com/lazymig/lazymig/migrate"
 	"github.com/lazymig/lazymig/pagesrv"
@@ -33,6 +34,7 @@ func migrateCommand() *cli.Command {
 			&cli.StringFlag{Name: "mode", Value: migrate.ModePost, Usage: "`HOW` memory gets there: post (after the resume, what is needed first), hybrid (ahead, while the process runs here, and what it wrote since after the resume), pre (ahead, until the rest fits --max-downtime; nothing comes from here after the resume) or stop (all of it before the resume; the pause grows with memory); auto measures writes and line, and says what it has chosen and why"},
 			maxDowntimeFlag(),
 			&cli.StringFlag{Name: "track", Value: migrate.TrackAuto, Usage: "`HOW` copies that were sent ahead are known to be good: wp (the kernel notes what is written; Linux 6.7), hash (pages are compared while the process stands still; huge pages stay whole) or auto (wp where it can be)"},
+			&cli.StringFlag{Name: "hot", Value: hot.Auto, Usage: "`HOW` it is found which pages are in use, which come first: bpf (accessed bits of the page tables), wp (writes), smaps (accessed bits of whole mappings), off, or auto (the first of these that works here)"},
 			&cli.StringSliceFlag{Name: "remote", Usage: "a directory `PATH` that stays here: the process goes on using it over the network when all else has moved (repeatable)"},
 			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "`WHERE` standard streams go that others hold too: relay (to where they went, by the source), journal (the target's), null, or a file on the target"},
 			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "`WHAT` is done when this host is gone before all has moved: wait (for ever), or kill the process on the target after --source-loss-after"},
@@ -68,6 +70,9 @@ func doMigrate(c *cli.Context) error {
 	}
 	if t := c.String("track"); !migrate.CheckTrack(t) || t == migrate.TrackWP && !ahead.Supported() {
 		return usage("--track %q: auto, hash, or wp where the kernel can (Linux 6.7)", t)
+	}
+	if h := c.String("hot"); !hot.Check(h) {
+		return usage("--hot %q: auto, bpf, wp, smaps or off", h)
 	}
 	if c.Bool("remove-source-files") && len(c.StringSlice("with")) == 0 {
 		return usage("--remove-source-files removes what --with names: there is none")
@@ -122,7 +127,7 @@ func doMigrate(c *cli.Context) error {
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
-		Mode: c.String("mode"), MaxDowntime: c.Duration("max-downtime"), Track: c.String("track"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"),
+		Mode: c.String("mode"), MaxDowntime: c.Duration("max-downtime"), Track: c.String("track"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"), Hot: c.String("hot"),
 	}, logTo)
 	if err != nil {
 		return err
@@ -299,7 +304,7 @@ func (p *printer) print(e migrate.Event) {
 			break
 		}
 		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs%s; %d files forwarded\n",
-			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, prefetched(e), e.Forwarded)
+			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, inUse(e)+prefetched(e), e.Forwarded)
 	case "stays":
 		fmt.Println("  it stays with the source's files, which are served on:")
 		for _, r := range e.Stays {
@@ -344,6 +349,13 @@ func filled(ms float64) string {
 		return ""
 	}
 	return fmt.Sprintf(" memory %.1f,", ms)
+}
+
+func inUse(e migrate.Event) string {
+	if e.HotFirst == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", %d MB in use came first (%s)", e.HotFirst>>20, e.Hot)
 }
 
 func prefetched(e migrate.Event) string {

@@ -122,6 +122,9 @@ func (e *Engine) addHot(out []piece, t *task, start, end uint64) []piece {
 // pumpHot asks for hot pages.
 func (e *Engine) pumpHot() {
 	b := &e.bulk
+	if len(b.hot) == 0 {
+		return
+	}
 	for len(b.hot) > 0 && !b.full(&e.opt) {
 		p := &b.hot[0]
 		first, end := nextMissing(p.r.views, p.r.flight, p.page), p.page+p.n
@@ -135,5 +138,6 @@ func (e *Engine) pumpHot() {
 	}
 	if len(b.hot) == 0 {
 		b.hot = nil
+		e.log.Info("pages in use have been asked for", "pages", e.stats.hot, "others", b.asked-e.stats.hot)
 	}
 }

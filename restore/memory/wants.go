@@ -29,6 +29,7 @@ type bulk struct {
 	page    int
 	flying  int     // wants
 	pages   int     // that they are for
+	asked   uint64  // pages, ever
 	filled  int     // flying when the window was filled last
 	hot     []piece // to be asked for before all else
 	recent  []piece // places of the last faults, the newest last
@@ -60,6 +61,7 @@ func (e *Engine) newWant(r *region, page, n int, urgent bool) *want {
 		r.flight.set(page, page+n)
 		e.bulk.flying++
 		e.bulk.pages += n
+		e.bulk.asked += uint64(n)
 	}
 	return w
 }
