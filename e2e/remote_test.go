@@ -44,6 +44,9 @@ func TestRemote(t *testing.T) {
 		}
 	}
 	use(2)
+	if got := r.sh(b, fmt.Sprintf("%s check --pid %d; echo $?", r.lazymig, pid)); !strings.Contains(got, "/srv/far, which python3 uses, has stayed on the host that it came from (--remote)") || !strings.HasSuffix(got, "\n3") {
+		t.Errorf("to be moved on: %s", got)
+	}
 	if got := r.sh(a, "cat /srv/app/log"); got != "1" {
 		t.Errorf("the source's log, which has moved, holds %q", got)
 	}

@@ -27,7 +27,9 @@ func (in *inspector) checkMounts() {
 	if !shown {
 		return
 	}
+	told := map[string]bool{}
 	for _, t := range in.tasks {
+		in.checkResidual(t, told)
 		for _, d := range t.fds {
 			if d.kind != kindRegular && d.kind != kindDir && d.kind != kindOther || !strings.HasPrefix(d.link, "/") { // the others are of mounts of the kernel's own
 				continue
@@ -61,3 +63,36 @@ func addMounts(known map[string]bool, dir string) bool {
 	}
 	return true
 }
+
+// checkResidual refuses a tree that came here and has left a directory on the host that it came from (--remote): as a mount of lazymig's own in its root. A tree whose whole root is one
+// can move on.
+func (in *inspector) checkResidual(t *task, told map[string]bool) {
+	b, err := readFile(filepath.Join(t.dir, "mountinfo"))
+	if err != nil {
+		return // it has ended
+	}
+	for _, p := range residual(string(b)) {
+		if told[p] {
+			continue
+		}
+		told[p] = true
+		in.add(Finding{
+			"residual", Refuse, t.PID, fmt.Sprintf("%s, which %s uses, has stayed on the host that it came from (--remote)", p, t.Comm),
+			"this host does not have these files and the mount that shows them can't be taken along", "leave the process here, or end it, bring " + p + " here and start it again",
+		})
+	}
+}
+
+// residual are mount points below the root where files of another host are, by a process's mountinfo (proc_pid_mountinfo(5)). /dev/shm belongs to the root.
+func residual(mountinfo string) (paths []string) {
+	for line := range strings.Lines(mountinfo) {
+		mount, fs, ok := strings.Cut(line, " - ")
+		f := strings.Fields(mount)
+		if ok && len(f) > 4 && strings.HasPrefix(fs, "fuse.lazymig ") && f[4] != "/" && f[4] != "/dev/shm" {
+			paths = append(paths, octal.Replace(f[4]))
+		}
+	}
+	return paths
+}
+
+var octal = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
