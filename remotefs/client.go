@@ -222,6 +222,11 @@ func (c *Client) do(ctx context.Context, number uint64, t wire.Type, dst []byte,
 	if err != nil {
 		return nil, err
 	}
+	return c.reply(ctx, p)
+}
+
+// reply waits for the reply to a request.
+func (c *Client) reply(ctx context.Context, p *call) ([]byte, error) {
 	select {
 	case <-p.ready:
 	case <-ctx.Done():

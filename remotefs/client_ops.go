@@ -193,6 +193,30 @@ func (c *Client) Write(ctx context.Context, who wire.FileCaller, node, h, off ui
 	return int(n), nil
 }
 
+// Stream is Write for a writer who has been told that it is done: less than all of b is an error. sent is called when all that is asked later of the same node will be
+// done after it.
+func (c *Client) Stream(ctx context.Context, who wire.FileCaller, node, h, off uint64, flags uint32, b []byte, sent func()) error {
+	e := head(node, who)
+	e.U64(h)
+	e.U64(off)
+	e.U32(flags)
+	p, err := c.send(ctx, who.Number, wire.MsgFileStream, nil, e.B, b)
+	if err != nil {
+		return err
+	}
+	sent()
+	r, err := c.reply(ctx, p)
+	if err != nil {
+		return err
+	}
+	d := wire.NewDecoder(r)
+	n := d.U32()
+	if d.End() != nil || int(n) != len(b) {
+		return fmt.Errorf("write of %d bytes answered %x: %w", len(b), r, unix.EIO)
+	}
+	return nil
+}
+
 // Statfs tells about the file system of a node.
 func (c *Client) Statfs(ctx context.Context, node uint64) (s wire.FileStatfs, err error) {
 	err = c.call(ctx, 0, wire.MsgFileStatfs, head(node, wire.FileCaller{}), s.Get)

@@ -50,6 +50,7 @@ func init() {
 		wire.MsgFileSeed:        {name: "seed", once: true, frozen: true, aside: true, fn: (*Server).opSeed},
 		wire.MsgFileTree:        {name: "tree", once: true, fn: (*Server).opTree},
 		wire.MsgFileCopyRange:   {name: "copy_file_range", changes: true, once: true, handle: true, fn: (*Server).opCopyRange},
+		wire.MsgFileStream:      {name: "stream", changes: true, once: true, aside: true, fn: (*Server).opStream},
 		wire.MsgFileOpenAs:      {name: "openas", once: true, gone: true, handle: true, aside: true, fn: (*Server).opOpenAs},
 
 		wire.MsgFileExtents: {name: "extents", aside: true, fn: (*Server).opExtents},

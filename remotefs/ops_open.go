@@ -36,6 +36,10 @@ func (s *Server) awaitOpened(j *job) bool {
 	if j.opening == nil || j.mine {
 		return true
 	}
+	if j.kept != nil { // who asks again waits for this one
+		<-j.opening.ready
+		return true
+	}
 	select {
 	case <-j.opening.ready:
 		return true

@@ -80,6 +80,9 @@ var operations = map[string]func(e *each) (any, error){
 		n, err := e.c.Write(ctx, e.who, e.f.Node, e.h, 0, wire.FileWriteAppend, []byte("more"))
 		return n, err
 	},
+	"stream": func(e *each) (any, error) {
+		return nil, e.c.Stream(ctx, e.who, e.f.Node, e.h, 0, wire.FileWriteAppend, []byte("more"), func() {})
+	},
 	"statfs": func(e *each) (any, error) { s, err := e.c.Statfs(ctx, 1); return s.Bsize, err },
 	"fsync":  func(e *each) (any, error) { return nil, e.c.Fsync(ctx, e.who, e.f.Node, e.h, true) },
 	"setxattr": func(e *each) (any, error) {

@@ -59,8 +59,9 @@ type Server struct {
 	conns  map[*wire.Conn]struct{}
 	wg     sync.WaitGroup // Serve calls
 
-	sess session
-	seed seeding
+	sess  session
+	seed  seeding
+	chain chain
 
 	short chan struct{} // those that wait for a descriptor
 
@@ -224,6 +225,7 @@ func (s *Server) serve(l *serverLink, wg *sync.WaitGroup) error {
 			return fmt.Errorf("file request %d: %w", h.Type, err)
 		}
 		s.order(j)
+		s.chain.order(j)
 		wait := wg
 		if j.op.frozen { // it may outlast the connection: its answer is kept
 			wait = &s.wg
@@ -280,6 +282,9 @@ func (s *Server) handle(j *job) error {
 	}
 	if !s.awaitOpened(j) {
 		return nil
+	}
+	if j.after != nil {
+		<-j.after // that never waits for this one, nor for the connection
 	}
 	s.quiet.RLock()
 	r := &request{d: j.d, id: h.ID, begun: j.begun, paid: j.op.bulk, opening: j.opening, mine: j.mine}

@@ -94,6 +94,8 @@ type job struct {
 
 	opening *handle // own, that the request opens or uses; nil: there is none
 	mine    bool    // the request opens it
+
+	after <-chan struct{} // what has to be done before; nil: nothing
 }
 
 // attach reads who the peer is and makes its connection the current one.

@@ -37,6 +37,7 @@ const (
 	MsgFileSeed        Type = 360 // what the target will want to know → seeds; the second one waits for the freeze
 	MsgFileTree        Type = 362 // all names of a directory, and of some below
 	MsgFileOpenAs      Type = 364 // MsgFileOpen or MsgFileOpenDir for reading, under a handle that the client names: what follows need not wait for the answer
+	MsgFileStream      Type = 366 // MsgFileWrite that nobody waits for: all that comes later on the lane for the same node is done after it
 )
 
 // Limits of the files lane.
