@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,7 @@ type parkRemote struct {
 	*remotefs.Client
 	sock *fdpass.Socket
 	at   chan string // holds the operation at which to stop
+	mute atomic.Bool // streamed writes stay where they are
 }
 
 func (p *parkRemote) park(op string) {
@@ -130,6 +132,16 @@ func (p *parkRemote) Write(ctx context.Context, who wire.FileCaller, node, h, of
 	return n, err
 }
 
+func (p *parkRemote) Stream(ctx context.Context, who wire.FileCaller, node, h, off uint64, flags uint32, b []byte, sent func()) error {
+	if p.mute.Load() {
+		<-ctx.Done()
+		return remotefs.ErrLost
+	}
+	err := p.Client.Stream(ctx, who, node, h, off, flags, b, sent)
+	p.park("stream")
+	return err
+}
+
 func (p *parkRemote) Fsync(ctx context.Context, who wire.FileCaller, node, h uint64, data bool) error {
 	err := p.Client.Fsync(ctx, who, node, h, data)
 	p.park("fsync")
@@ -192,7 +204,7 @@ func apartDaemon(conf string) error {
 	}
 	client := remotefs.NewClient(wire.NewConn(conn), remotefs.ClientOptions{Session: [wire.FileSessionSize]byte{7}, Life: life, Log: log})
 	p := &parkRemote{Client: client, sock: sock, at: make(chan string, 1)}
-	d, err := Start(context.Background(), Options{FuseFD: fd, Remote: p, StoreDir: store, Log: log, TakeOver: legacy, Keep: func(fd int) error {
+	d, err := Start(context.Background(), Options{FuseFD: fd, Remote: p, StoreDir: store, Log: log, TakeOver: legacy, Stream: true, Keep: func(fd int) error {
 		n, err := unix.Dup(fd)
 		if err != nil {
 			return err
@@ -226,6 +238,19 @@ func apartDaemon(conf string) error {
 			err = sock.Send([]byte("held"))
 		case "park":
 			p.at <- at
+			err = sock.Send([]byte("armed"))
+		case "rooms":
+			s, n := d.fs.stream, 0
+			s.mu.Lock()
+			for _, r := range s.rooms {
+				if r.known {
+					n++
+				}
+			}
+			s.mu.Unlock()
+			err = sock.Send(fmt.Append(nil, "rooms ", n))
+		case "mute":
+			p.mute.Store(true)
 			err = sock.Send([]byte("armed"))
 		}
 		if err != nil {
@@ -357,6 +382,12 @@ func apart(server *remotefs.Server, store string) error {
 		case "park":
 			err = k.ask("park "+arg, "armed")
 			fmt.Println("armed")
+		case "rooms":
+			err = k.sock.Send([]byte("rooms"))
+			fmt.Println(<-k.said)
+		case "mute":
+			err = k.ask("mute", "armed")
+			fmt.Println("muted")
 		case "stats":
 			s := server.Stats()
 			ents, _ := os.ReadDir(k.store + "/" + KeptDir) // none if it is not there

@@ -34,6 +34,8 @@ type Options struct {
 	// Keep gets a descriptor of the mounted /dev/fuse from Hold, so that the mount outlives this daemon: copy it. StoreDir
 	// must be the successor's, too. Nil: nobody keeps it.
 	Keep func(fd int) error
+	// Stream lets writes be streamed (stream.go), where the mount outlives its daemon. A successor does what the one before did.
+	Stream bool
 	// TakeOver is what a daemon has left whose Keep got FuseFD; Remote is then that Life of the client that it had.
 	TakeOver *Legacy
 
@@ -120,6 +122,9 @@ func Start(ctx context.Context, o Options) (*Daemon, error) {
 func (d *Daemon) serve() {
 	defer close(d.done)
 	err := d.loop()
+	if errors.Is(err, errUnmounted) {
+		d.fs.stream.unmounted()
+	}
 	d.cancel() // operations that wait for the source end
 	d.reqs.Wait()
 	<-d.flush
@@ -284,6 +289,9 @@ func (d *Daemon) answer(in []byte) {
 		d.log.Warn("answer kernel", "opcode", binary.NativeEndian.Uint32(in[4:]), "err", err)
 	}
 }
+
+// Settle waits until all that the tree has written is at the source. Who has stopped the tree finds it there afterwards.
+func (d *Daemon) Settle(ctx context.Context) error { return d.fs.stream.settle(ctx) }
 
 // Busy says that an operation is at work.
 func (d *Daemon) Busy() bool { return d.busy.Load() > 0 }

@@ -24,7 +24,7 @@ type fsys struct {
 
 	ctx      context.Context
 	log      *slog.Logger
-	remote   Remote // changes above names above ahead above seeds above the source
+	remote   Remote // stream above changes above names above ahead above seeds above the source
 	names    *dirNames
 	ahead    *ahead
 	seeds    *seeds
@@ -40,6 +40,8 @@ type fsys struct {
 	copies   copies
 	watch    watching
 	attrs    *attrs
+	stream   *stream
+	streams  bool           // writes may be streamed
 	asks     sync.WaitGroup // for attributes that nobody waits for
 	waiting  atomic.Int32   // operations that a lost source holds up
 	repeats  atomic.Int32   // requests of a daemon before this one that are not answered
@@ -59,12 +61,13 @@ func newFsys(ctx context.Context, o Options, dev *device) *fsys {
 	}
 	a := newAhead(ctx, s)
 	f := &fsys{
-		RawFileSystem: fuse.NewDefaultRawFileSystem(), succeeds: o.TakeOver != nil, ctx: ctx, log: o.Log, ahead: a, seeds: s, dev: dev, early: map[uint64]struct{}{},
+		RawFileSystem: fuse.NewDefaultRawFileSystem(), succeeds: o.TakeOver != nil, streams: o.Stream || o.TakeOver.streamed(), ctx: ctx, log: o.Log, ahead: a, seeds: s, dev: dev, early: map[uint64]struct{}{},
 		dirs: map[uint64]*dirHandle{}, forgets: forgetQueue{wake: make(chan struct{}, 1)},
 	}
 	f.attrs = newAttrs()
 	f.names = newNames(ctx, a, f.forgets.add)
-	f.remote = &changes{Remote: f.names, knowers: []knower{f.attrs, f.names, a, s}}
+	f.stream = newStream(ctx, f, &changes{Remote: f.names, knowers: []knower{f.attrs, f.names, a, s}})
+	f.remote = f.stream
 	f.ov = newOverlay(f, o.StoreDir)
 	a.on = f.alone
 	f.names.on = f.alone
@@ -78,6 +81,7 @@ func (f *fsys) alone() bool { return f.ov.isGranted() && f.repeats.Load() == 0 }
 // close lets go of local files; no operation is at work any more.
 func (f *fsys) close() {
 	f.asks.Wait() // their context has ended
+	f.stream.close()
 	f.names.wg.Wait()
 	f.ahead.wg.Wait()
 	f.copies.close()
@@ -184,6 +188,7 @@ func (f *fsys) Forget(node, n uint64) {
 	f.openable.drop(node)
 	f.ahead.forgot(node)
 	f.attrs.forgot(node)
+	f.stream.errs.forgot(node)
 	f.copies.forgot(node)
 	f.names.forgot(node)
 	f.watch.forgot(node)

@@ -22,11 +22,28 @@ func (f *fsys) Open(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fuse.
 	if !ok {
 		h, err = f.remote.Open(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags)
 	}
-	out.Fh, out.OpenFlags = h, fuse.FOPEN_KEEP_CACHE
+	out.Fh, out.OpenFlags = h, f.openFlags(in.Flags)
 	if err == nil {
-		f.watch.opened(in.NodeId, writes(in.Flags))
+		f.opened(in.NodeId, h, in.Flags)
 	}
 	return f.status(err)
+}
+
+// openFlags: no FLUSH is sent for a handle through which no write can be streamed. ENOSYS to one that is sent would end it for all (fs/fuse/file.c, fuse_flush).
+func (f *fsys) openFlags(flags uint32) uint32 {
+	if f.streams && !writes(flags) {
+		return fuse.FOPEN_KEEP_CACHE | fuse.FOPEN_NOFLUSH
+	}
+	return fuse.FOPEN_KEEP_CACHE
+}
+
+// opened is one open file more.
+func (f *fsys) opened(node, h uint64, flags uint32) {
+	f.watch.opened(node, writes(flags))
+	f.stream.errs.opened(node, h)
+	if writes(flags) {
+		f.stream.learnRoom(node)
+	}
 }
 
 // writes says whether open flags allow writing.
@@ -36,7 +53,7 @@ func writes(flags uint32) bool { return flags&syscall.O_ACCMODE != syscall.O_RDO
 const noEnd = 1<<63 - 1
 
 func (f *fsys) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fuse.CreateOut) fuse.Status {
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	out.OpenFlags = f.openFlags(in.Flags)
 	if f.ov.enter() {
 		defer f.ov.leave()
 		e, err := f.ov.make(caller(&in.InHeader), in.NodeId, name, newLocal{mode: in.Mode&0o7777&^(in.Umask&0o777) | syscall.S_IFREG})
@@ -58,14 +75,14 @@ func (f *fsys) Create(_ <-chan struct{}, in *fuse.CreateIn, name string, out *fu
 	f.watch.named(in.NodeId, name)
 	if err == nil {
 		f.watch.wrote(e.Node, 0, noEnd) // it may have been there, and was truncated
-		f.watch.opened(e.Node, writes(in.Flags))
+		f.opened(e.Node, h, in.Flags)
 	}
 	return f.made(&e, err, &out.EntryOut, asked)
 }
 
 // Tmpfile: a file without a name.
 func (f *fsys) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut) fuse.Status {
-	out.OpenFlags = fuse.FOPEN_KEEP_CACHE
+	out.OpenFlags = f.openFlags(in.Flags)
 	if f.ov.enter() {
 		defer f.ov.leave()
 		e, err := f.ov.nameless(caller(&in.InHeader), newLocal{mode: in.Mode&0o7777&^(in.Umask&0o777) | syscall.S_IFREG})
@@ -83,7 +100,7 @@ func (f *fsys) Tmpfile(_ <-chan struct{}, in *fuse.CreateIn, out *fuse.CreateOut
 	h, e, err := f.remote.Tmpfile(f.ctx, caller(&in.InHeader), in.NodeId, in.Flags, in.Mode, in.Umask)
 	out.Fh = h
 	if err == nil {
-		f.watch.opened(e.Node, writes(in.Flags))
+		f.opened(e.Node, h, in.Flags)
 	}
 	return f.made(&e, err, &out.EntryOut, asked)
 }
@@ -102,7 +119,7 @@ func (f *fsys) Read(_ <-chan struct{}, in *fuse.ReadIn, buf []byte) (fuse.ReadRe
 		n, err := f.ov.read(in.NodeId, buf, in.Offset)
 		return inPlace{buf[:n]}, f.status(err)
 	}
-	if f.alone() {
+	if f.alone() && !f.stream.pending(in.NodeId) {
 		if n, ok := f.copies.read(in.NodeId, buf, in.Offset); ok {
 			return inPlace{buf[:n]}, fuse.OK
 		}
@@ -125,15 +142,28 @@ func (f *fsys) Write(_ <-chan struct{}, in *fuse.WriteIn, data []byte) (uint32, 
 	if in.WriteFlags&fuse.WRITE_KILL_SUIDGID != 0 {
 		flags |= wire.FileWriteKillPriv
 	}
-	f.clock.begin()
-	defer f.clock.end()
-	n, err := f.remote.Write(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.Offset, flags, data)
 	end := in.Offset + uint64(len(data))
 	if flags&wire.FileWriteAppend != 0 {
 		end = noEnd
 	}
+	if f.streamed(in, flags, data) {
+		f.watch.wrote(in.NodeId, in.Offset, end) // and once more when it is done
+		return uint32(len(data)), fuse.OK
+	}
+	f.clock.begin()
+	defer f.clock.end()
+	n, err := f.remote.Write(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh, in.Offset, flags, data)
 	f.watch.wrote(in.NodeId, in.Offset, end)
 	return uint32(n), f.status(err)
+}
+
+// streamed takes a write that need not wait for the source.
+func (f *fsys) streamed(in *fuse.WriteIn, flags uint32, data []byte) bool {
+	if f.stream.has(number(&in.InHeader)) { // by a daemon before this one
+		return true
+	}
+	return f.alone() && in.WriteFlags&fuse.WRITE_CACHE == 0 && in.Flags&(syscall.O_SYNC|syscall.O_DSYNC) == 0 &&
+		f.stream.take(caller(&in.InHeader), in.NodeId, in.Fh, in.Offset, flags, data)
 }
 
 func (f *fsys) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
@@ -141,13 +171,24 @@ func (f *fsys) Release(_ <-chan struct{}, in *fuse.ReleaseIn) {
 		f.ov.release(number(&in.InHeader), in.NodeId)
 		return
 	}
+	if f.stream.done(f.ctx, in.NodeId) != nil {
+		return // at the end
+	}
 	f.own.drop(in.Fh)
 	f.watch.closed(in.NodeId, writes(in.Flags))
 	f.remote.Release(in.NodeId, in.Fh)
 }
 
-// Flush has nothing to do: no write is deferred. The kernel itself writes mapped pages back before it would ask.
-func (f *fsys) Flush(_ <-chan struct{}, _ *fuse.FlushIn) fuse.Status { return fuse.ENOSYS }
+// Flush waits for streamed writes and tells their errors. The kernel itself writes mapped pages back before it asks.
+func (f *fsys) Flush(_ <-chan struct{}, in *fuse.FlushIn) fuse.Status {
+	switch {
+	case !f.streams: // no write is ever streamed: the kernel need not ask again
+		return fuse.ENOSYS
+	case isLocal(in.NodeId):
+		return fuse.OK
+	}
+	return f.status(f.stream.flush(f.ctx, caller(&in.InHeader), in.NodeId, in.Fh))
+}
 
 func (f *fsys) Fsync(_ <-chan struct{}, in *fuse.FsyncIn) fuse.Status {
 	if isLocal(in.NodeId) {

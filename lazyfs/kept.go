@@ -20,6 +20,7 @@ import (
 //	state     INIT, lookups that the source does not know; until the grant the overlay's names, too, and the replies to requests that have changed them
 //	node-ID   a local node, with the requests that have changed it last
 //	data-ID   its contents, the very file that is written
+//	writes    what has been written and is not at the source yet (window.go); write-errors what failed of it
 //	life      how many daemons there have been
 //
 // Before the grant a request that changes names is done and written down with its reply, one at a time: a successor gives that reply to a repeat.

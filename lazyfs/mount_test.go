@@ -57,6 +57,7 @@ type helperConf struct {
 	Cuts       uint64 // not 0: connections end after a number of bytes that this seeds, and new ones take their place
 	Plugs      bool   // unplug and plug are understood
 	Seeds      []remotefs.SeedPath
+	Tight      bool // the source's room is asked for once, and writes may take all of it
 	Apart      bool // the daemon is a process of its own, see apart_test.go
 }
 
@@ -102,13 +103,16 @@ func helper(conf string) error {
 	client := remotefs.NewClient(conn, o)
 	p.client = client
 	close(p.ready)
-	opt := Options{FuseFD: 3, Remote: client, StoreDir: c.Store, LocalFiles: c.Local, Log: log}
+	opt := Options{FuseFD: 3, Remote: client, StoreDir: c.Store, LocalFiles: c.Local, Log: log, Keep: func(int) error { return nil }, Stream: true}
 	if c.Seeds != nil {
 		opt.Seeds = client
 	}
 	d, err := Start(context.Background(), opt)
 	if err != nil {
 		return err
+	}
+	if c.Tight {
+		d.fs.stream.spare, d.fs.stream.stays = 0, time.Hour
 	}
 	fmt.Println("ready")
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
@@ -128,6 +132,17 @@ func helper(conf string) error {
 			fmt.Println("frozen")
 		case "waited":
 			fmt.Println("waited", server.Stats().Waited)
+		case "streamed":
+			s := d.fs.stream
+			s.mu.Lock()
+			rooms := 0
+			for _, r := range s.rooms {
+				if r.known {
+					rooms++
+				}
+			}
+			fmt.Println("streamed", s.taken, "rooms", rooms, "pending", len(s.nodes))
+			s.mu.Unlock()
 		case "cut":
 			_ = client.Close()
 			fmt.Println("cut")

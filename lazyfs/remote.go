@@ -25,6 +25,7 @@ type Remote interface {
 	Tmpfile(ctx context.Context, who wire.FileCaller, dir uint64, flags, mode, umask uint32) (uint64, wire.FileEntry, error)
 	Read(ctx context.Context, node, h, off uint64, b []byte) (int, error)
 	Write(ctx context.Context, who wire.FileCaller, node, h, off uint64, flags uint32, b []byte) (int, error)
+	Stream(ctx context.Context, who wire.FileCaller, node, h, off uint64, flags uint32, b []byte, sent func()) error
 	Statfs(ctx context.Context, node uint64) (wire.FileStatfs, error)
 	Release(node, h uint64)
 	Fsync(ctx context.Context, who wire.FileCaller, node, h uint64, data bool) error

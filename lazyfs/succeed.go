@@ -14,7 +14,7 @@ import (
 // A daemon that is killed after Hold is followed by another on the same open /dev/fuse (Options.TakeOver), which somebody else holds
 // (Options.Keep), and what Inherit finds. The successor has
 //
-//	from the directory KeptDir   the kernel's INIT, local nodes, the overlay (kept.go)
+//	from the directory KeptDir   the kernel's INIT, local nodes, the overlay (kept.go), streamed writes (stream.go)
 //	from the kernel              all requests that were read and not answered, once more, marked (FUSE_NOTIFY_RESEND, Linux 6.9)
 //	from the source              the answers to those of them that had been done (TakeOver of Remote)
 //
@@ -52,6 +52,15 @@ func Inherit(storeDir string) (*Legacy, error) {
 		return nil, fmt.Errorf("take over mount: %w", err)
 	}
 	return l, nil
+}
+
+// streamed says whether the daemon has streamed writes.
+func (l *Legacy) streamed() bool {
+	if l == nil {
+		return false
+	}
+	_, err := os.Lstat(filepath.Join(l.path, windowName))
+	return err == nil
 }
 
 func lockDir(path string) (*os.File, error) {
@@ -97,6 +106,9 @@ func (d *Daemon) Hold() error {
 	if again, err := d.fs.ov.keepAll(filepath.Join(d.o.StoreDir, KeptDir), d.init); again || err != nil {
 		return err
 	}
+	if d.o.Stream {
+		d.fs.stream.begin(filepath.Join(d.o.StoreDir, KeptDir))
+	}
 	fd, err := d.dev.dup()
 	if err != nil {
 		return err
@@ -138,6 +150,9 @@ func (d *Daemon) takeOver() (*request, error) {
 	}
 	if err := d.fs.remote.TakeOver(d.fs.ctx); err != nil {
 		return nil, err
+	}
+	if err := d.fs.stream.resume(filepath.Join(d.o.StoreDir, KeptDir)); err != nil {
+		return nil, fmt.Errorf("take over mount: %w", err)
 	}
 	if err := d.dev.resend(); err != nil {
 		return nil, err

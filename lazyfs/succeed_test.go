@@ -166,13 +166,13 @@ func TestLocalKept(t *testing.T) {
 		t.Errorf("attribute %q, %v", x[:max(n, 0)], err)
 	}
 	wantErr(t, "setxattr", unix.Fsetxattr(int(f.Fd()), "user.x", []byte("v"), unix.XATTR_CREATE), unix.EEXIST)
-	if s := r.say("stats", "nodes"); !strings.HasSuffix(s, "kept data-1 life node-1 state") {
+	if s := r.say("stats", "nodes"); !strings.HasSuffix(s, "kept data-1 life node-1 state writes") {
 		t.Errorf("%s", s)
 	}
 	must(t, f.Close())
 	for deadline := time.Now().Add(2 * time.Minute); ; {
 		must(t, unix.Mount("", r.mnt, "", unix.MS_REMOUNT, "")) // the kernel forgets
-		if s := r.say("stats", "nodes"); strings.HasSuffix(s, "kept life state") {
+		if s := r.say("stats", "nodes"); strings.HasSuffix(s, "kept life state writes") {
 			break
 		} else if time.Now().After(deadline) {
 			t.Fatal(s)

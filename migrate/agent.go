@@ -21,13 +21,15 @@ type AgentOptions struct {
 	Listen      string // ADDR:PORT
 	StateDir    string
 	TLSDir      string
-	AheadMemory uint64   // most bytes that are kept of what is copied ahead of one migration; 0: what is free decides
-	Clear       bool     // take pages and files without TLS from those who ask for it
-	Allow       []string // names of certificates that may connect; none = all of this CA
-	Starter     *Starter // does what this process may not; nil: it may
-	CRIUPath    string   // as criu.Find says
-	CRIUPref    string
-	Log         *slog.Logger
+	AheadMemory uint64 // most bytes that are kept of what is copied ahead of one migration; 0: what is free decides
+	Clear       bool   // take pages and files without TLS from those who ask for it
+	// StreamWrites lets trees go on before what they write to files at the source has arrived there (package lazyfs, stream.go).
+	StreamWrites bool
+	Allow        []string // names of certificates that may connect; none = all of this CA
+	Starter      *Starter // does what this process may not; nil: it may
+	CRIUPath     string   // as criu.Find says
+	CRIUPref     string
+	Log          *slog.Logger
 }
 
 const (

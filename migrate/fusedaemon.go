@@ -39,6 +39,7 @@ type fuseConfig struct {
 	StoreDir string                     `json:"store_dir"`
 	Local    map[string][]byte          `json:"local,omitempty"`
 	Session  [wire.FileSessionSize]byte `json:"session"`             // of all daemons, one after the other
+	Stream   bool                       `json:"stream,omitempty"`    // writes may be streamed
 	TakeOver bool                       `json:"take_over,omitempty"` // another daemon is dead
 	Granted  bool                       `json:"granted,omitempty"`   // it was told
 	Granting bool                       `json:"granting,omitempty"`  // and had not answered
@@ -241,7 +242,7 @@ func (p *fuseProcess) up(c *wire.Conn) error {
 
 // serve begins to serve the mount with the first connection.
 func (p *fuseProcess) serve(c *wire.Conn) error {
-	o := lazyfs.Options{StoreDir: p.cfg.StoreDir, LocalFiles: p.cfg.Local, Log: p.log, Keep: p.keep}
+	o := lazyfs.Options{StoreDir: p.cfg.StoreDir, LocalFiles: p.cfg.Local, Log: p.log, Keep: p.keep, Stream: p.cfg.Stream}
 	life := uint32(0)
 	if p.cfg.TakeOver {
 		l, err := lazyfs.Inherit(p.cfg.StoreDir)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/lazymig/lazymig/lazyfs"
 	"github.com/lazymig/lazymig/lazyfs/store"
 )
 
@@ -220,7 +221,7 @@ func (p *fuseProcess) askedEarly(q storeMsg) error {
 
 // answerStore works for one question and answers.
 func (p *fuseProcess) answerStore(s *store.Store, q storeMsg) {
-	v, err := doStore(p.ctx, s, q)
+	v, err := doStore(p.ctx, p.daemon, s, q)
 	if q.Do == "done" {
 		p.daemon.Watch(nil) // what the tree does from now on concerns what stays at the source
 	}
@@ -255,7 +256,7 @@ func (p *fuseProcess) answer(q storeMsg, v any, err error) {
 	}
 }
 
-func doStore(ctx context.Context, s *store.Store, q storeMsg) (any, error) {
+func doStore(ctx context.Context, d *lazyfs.Daemon, s *store.Store, q storeMsg) (any, error) {
 	switch q.Do {
 	case "move":
 		if q.Want == nil {
@@ -272,6 +273,9 @@ func doStore(ctx context.Context, s *store.Store, q storeMsg) (any, error) {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeoutCause(ctx, q.Within, errors.New("the source does not answer"))
 			defer cancel()
+		}
+		if err := d.Settle(ctx); err != nil { // the tree stands still: what it has written is told to the store
+			return nil, err
 		}
 		return s.Settle(ctx)
 	case "local":

@@ -35,7 +35,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 	}
 	defer dev.Close()
 	lc := laneConfig{ID: t.id, Token: t.msg.Token, TLSDir: opt.TLSDir, Allow: opt.Allow}
-	fuse, err := startFuseDaemon(t.a.free.Start, fuseConfig{laneConfig: lc, StoreDir: t.rec.Dir, Local: localFiles()}, dev,
+	fuse, err := startFuseDaemon(t.a.free.Start, fuseConfig{laneConfig: lc, StoreDir: t.rec.Dir, Local: localFiles(), Stream: t.a.opt.StreamWrites}, dev,
 		func() { t.ask(wire.LaneFiles) }, t.log)
 	if err != nil {
 		return err

@@ -212,7 +212,9 @@ func (c *Client) Stream(ctx context.Context, who wire.FileCaller, node, h, off u
 	d := wire.NewDecoder(r)
 	n := d.U32()
 	if d.End() != nil || int(n) != len(b) {
-		return fmt.Errorf("write of %d bytes answered %x: %w", len(b), r, unix.EIO)
+		err := fmt.Errorf("write of %d bytes answered %x", len(b), r)
+		c.fail(err)
+		return fmt.Errorf("%w: %w", ErrLost, err)
 	}
 	return nil
 }

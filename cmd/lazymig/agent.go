@@ -17,6 +17,7 @@ func agentCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "listen", Usage: "`ADDR:PORT`"},
 			&cli.StringSliceFlag{Name: "allow", Usage: "`NAME` of a certificate that may connect (repeatable; default: all of this CA)"},
+			&cli.BoolFlag{Name: "stream-writes", Usage: "let trees go on before what they write to files at the source has arrived there; close and fsync wait"},
 			&cli.BoolFlag{Name: "allow-cleartext", Usage: "take pages and files unencrypted from who asks for it with --cleartext: for links that are encrypted already"},
 			&cli.StringFlag{Name: "ahead-memory", Usage: "most `BYTES`, with K, M or G, that are kept of memory that comes ahead of one process (default: three quarters of what is free)"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(),
@@ -48,7 +49,7 @@ func agentCommand() *cli.Command {
 			}
 			defer starter.Close()
 			a, err := migrate.NewAgent(migrate.AgentOptions{
-				Listen: c.String("listen"), StateDir: dir, TLSDir: c.String("tls-dir"), Allow: c.StringSlice("allow"), Clear: c.Bool("allow-cleartext"),
+				Listen: c.String("listen"), StateDir: dir, TLSDir: c.String("tls-dir"), Allow: c.StringSlice("allow"), Clear: c.Bool("allow-cleartext"), StreamWrites: c.Bool("stream-writes"),
 				AheadMemory: room, CRIUPath: path, CRIUPref: prefix, Starter: starter, Log: log,
 			})
 			if err != nil {

@@ -1,7 +1,7 @@
 // Package store copies the files of a migrated tree to the target while the tree uses them through FUSE, so that one stop of the tree can
 // put everything on the copies.
 //
-// Until that stop the source owns all: writes go through to it, fsync means its disk. Settle, while the tree is stopped, completes the
+// Until that stop the source owns all: writes go to it, fsync means its disk. Settle, while the tree is stopped, completes the
 // copies and proves them; before it has returned without an error nothing has changed for the tree, after it the copies are the files,
 // all of them at once. So a failure anywhere leaves a tree that runs as before, and no file ever has two owners.
 //
