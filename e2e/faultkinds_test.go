@@ -97,6 +97,18 @@ var stalls = []fault{
 	{name: "stall of the network", proxied: true, want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.proxy.stall() }, then: func(f *faulty) { f.noticed(); f.proxy.goOn() }},
 	{name: "stall of the agent", want: ends(onA, own(onB, "grant")), do: func(f *faulty) { f.signal("STOP", agentPart) }, then: func(f *faulty) { f.noticed(); f.signal("CONT", agentPart) }},
 	{name: "stall of the source", want: ends(either, own(onB, "grant")), do: func(f *faulty) { f.signal("STOP", sourcePart) }, then: func(f *faulty) { f.noticed(); f.signal("CONT", sourcePart) }},
+	// nobody need notice these: what needs the part waits
+	{name: "stall of the FUSE daemon", at: before("left"), proxied: true, want: ends(either, nil), do: func(f *faulty) { f.signal("STOP", fuseDaemonPart) }, then: func(f *faulty) { f.wakes(fuseDaemonPart) }},
+	{name: "stall of the handler", at: before("left"), proxied: true, want: ends(either, nil), do: func(f *faulty) { f.signal("STOP", handlerPart) }, then: func(f *faulty) { f.wakes(handlerPart) }},
+	{name: "stall of the guardian", at: before("left"), proxied: true, want: ends(either, own(either, "granted", "letgo")), do: func(f *faulty) { f.signal("STOP", guardianPart) }, then: func(f *faulty) { f.wakes(guardianPart) }},
+}
+
+// wakes lets a part that was stopped go on, unless it has been killed meanwhile, when the sides have talked for a while or the migration is over.
+func (f *faulty) wakes(p part) {
+	f.r.t.Helper()
+	talked := f.proxy.talk()
+	f.until("the sides to talk", func() bool { return f.over() || talked() })
+	f.sh(f.host(p), "pkill -CONT -f '"+p.pattern+"'; true")
 }
 
 var shortages = []fault{
@@ -120,6 +132,14 @@ var shortages = []fault{
 	{name: "source without descriptors, reset", want: ends(onA, nil), do: func(f *faulty) { f.fewFiles(sourcePart); f.sh(f.r.l.A, "ss -K dst "+f.r.l.B.Addr+" >/dev/null") }, then: func(f *faulty) {
 		f.says("too many open files")
 		f.manyFiles(sourcePart)
+	}},
+	{name: "FUSE daemon without descriptors, reset", at: before("left"), proxied: true, want: ends(onA, own(onB, "grant")), do: func(f *faulty) {
+		f.fewFiles(fuseDaemonPart)
+		f.sh(f.r.l.A, "ss -K dst "+f.r.l.B.Addr+" >/dev/null")
+	}, then: func(f *faulty) {
+		talked := f.proxy.talk()
+		f.until("the sides to talk", func() bool { return f.over() || talked() })
+		f.manyFiles(fuseDaemonPart)
 	}},
 	{name: "no memory for the tree", at: at("letgo", "resumed", "drain"), want: ends(onB, nil), do: func(f *faulty) { f.scarce() }, then: func(f *faulty) {
 		f.says("cannot allocate memory")

@@ -8,11 +8,13 @@ type point struct {
 	source bool // the source's part stands there, else the agent or the switch
 	handed bool // the grant is on disk
 	leaves bool // the tree shall leave the source's files, which are removed there
+	mode   string
 }
 
 // points are in the order in which a migration comes by.
 var points = []point{
-	{name: "prepare"},                             // all of the target is there
+	{name: "prepare"}, // all of the target is there
+	{name: "ahead", source: true, mode: "hybrid"}, // the tree runs; some of its memory has been copied ahead, and its writes are tracked
 	{name: "dump", source: true},                  // frozen, CRIU is about to begin
 	{name: "frozen", source: true},                // the images are there
 	{name: "images"},                              // the first of them has come

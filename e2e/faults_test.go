@@ -186,6 +186,9 @@ func oneFault(t *testing.T, c trial, s *results) {
 		f.give()
 		args = append(r.locals(a, b), "--until", "detached", "--with", given, "--remove-source-files")
 	}
+	if p.mode != "" {
+		args = append(args, "--mode", p.mode)
+	}
 	f.g = r.begin(a, b, pid, args...)
 	f.hold()
 	x.do(f)

@@ -22,6 +22,7 @@ type proxy struct {
 	stalled bool       // nothing is passed on
 	closed  bool
 	lost    int // chunks
+	passed  int // chunks
 }
 
 // pair is one connection through the proxy: [0] is the source's, [1] the agent's.
@@ -122,8 +123,12 @@ func (p *proxy) pass(c *pair, from int) {
 			p.change.Wait()
 		}
 		lose := c.lose[from]
-		if lose && n > 0 {
+		switch {
+		case n <= 0:
+		case lose:
 			p.lost++
+		default:
+			p.passed++
 		}
 		c.said[from] = c.said[from] || n > 0
 		p.change.Broadcast()
@@ -194,6 +199,19 @@ func (p *proxy) loseEnd(enough int) bool {
 		c.reset(0, 1)
 	}
 	return true
+}
+
+// talk says, when it is called again, whether the sides have said some more to each other: a clock that goes as they do, since they ping.
+func (p *proxy) talk() func() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	const enough = 30 // some seconds
+	from := p.passed
+	return func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.passed-from >= enough
+	}
 }
 
 // late resets the source's ends only: it dials again while the agent has all its connections still. Their ends come when new ones are in use.
