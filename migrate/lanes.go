@@ -36,7 +36,7 @@ func (l *lanes) dial(ctx context.Context, s *Source, which []wire.Lane) {
 		l.stop, l.dialing = make(chan struct{}), map[wire.Lane]bool{}
 	}
 	for _, lane := range which {
-		if lane != wire.LaneFiles && lane != wire.LaneUrgent && lane != wire.LaneBulk {
+		if lane != wire.LaneFiles && lane != wire.LaneUrgent && !lane.Bulk() {
 			s.log.Warn("target asks for an unknown lane", "lane", lane)
 			continue
 		}

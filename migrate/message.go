@@ -64,6 +64,9 @@ type prepareMsg struct {
 	OnSourceLoss string `json:"on_source_loss,omitempty"` // LossWait (also if empty), LossKill
 	LossAfterMS  int64  `json:"loss_after_ms,omitempty"`
 
+	Connections     int `json:"connections,omitempty"`      // bulk lanes to begin with; 0: one
+	MostConnections int `json:"most_connections,omitempty"` // to go up to if that helps
+
 	Token wire.Token `json:"token"`
 }
 
@@ -71,6 +74,9 @@ type prepareMsg struct {
 const maxLossAfter = 10 * 365 * 24 * int64(time.Hour/time.Millisecond)
 
 func (m *prepareMsg) check() error {
+	if m.Connections < 0 || m.Connections > wire.MaxBulk || m.MostConnections < 0 || m.MostConnections > wire.MaxBulk {
+		return fmt.Errorf("%d connections for pages, %d at most", m.Connections, m.MostConnections)
+	}
 	if m.OnSourceLoss != "" && !CheckLoss(m.OnSourceLoss) || m.LossAfterMS < 0 || m.LossAfterMS > maxLossAfter {
 		return fmt.Errorf("on loss of the source %q, after %d ms", m.OnSourceLoss, m.LossAfterMS)
 	}

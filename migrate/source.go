@@ -47,6 +47,7 @@ type SourceOptions struct {
 
 	Cleartext   bool   `json:"cleartext,omitempty"`    // pages and files without TLS
 	BwLimit     uint64 `json:"bw_limit,omitempty"`     // bytes a second that what nobody waits for may take; 0: any number
+	Connections int    `json:"connections,omitempty"`  // bulk lanes; 0: one, AutoConnections: as many as help
 	Compress    string `json:"compress,omitempty"`     // memory that is pushed; see pagesrv.ServerOptions
 	RemoveFiles bool   `json:"remove_files,omitempty"` // what With names, when the tree lives on the target's copies
 	InPlace     bool   `json:"in_place,omitempty"`     // what With names goes to its own path on the target

@@ -101,7 +101,7 @@ func (t *Target) giveLane(l wire.Lane, f *os.File, clear bool) error {
 	case l == wire.LaneFiles && fuse != nil:
 		t.lanes.say(false, l)
 		return fuse.giveLane(f, clear)
-	case (l == wire.LaneUrgent || l == wire.LaneBulk) && handler != nil:
+	case (l == wire.LaneUrgent || l.Bulk()) && handler != nil:
 		t.lanes.say(false, l)
 		return handler.GiveLane(l, f, clear)
 	}

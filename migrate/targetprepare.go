@@ -72,7 +72,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 
 func (t *Target) handlerOptions() restore.HandlerOptions {
 	return restore.HandlerOptions{
-		TLSDir: t.a.opt.TLSDir, Token: t.msg.Token, Allow: t.a.opt.Allow,
+		TLSDir: t.a.opt.TLSDir, Token: t.msg.Token, Allow: t.a.opt.Allow, Connections: t.msg.Connections, MostConnections: t.msg.MostConnections,
 		OnLaneLost: func(l wire.Lane) { t.ask(l) },
 	}
 }

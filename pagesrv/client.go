@@ -106,7 +106,7 @@ func (c *Client) Attached(kind wire.Lane) bool {
 // done must not wait for other answers, nor call Close.
 func (c *Client) Fetch(kind wire.Lane, req Request, dst []byte, done func(Reply, error)) error {
 	var flags uint16
-	if kind == wire.LaneBulk {
+	if kind.Bulk() {
 		flags = uint16(packings)
 	}
 	return c.fetch(kind, flags, req, dst, done)
@@ -288,7 +288,7 @@ func (l *lane) pages(h wire.Header, cl *call) (Reply, error) {
 	l.runs = runs
 	bytes, how := int(h.Length)-4-size, packing(h.Flags)
 	if how != unpacked {
-		if l.kind != wire.LaneBulk || bytes >= data {
+		if !l.kind.Bulk() || bytes >= data {
 			return Reply{}, fmt.Errorf("decode pages: %w: packing %d, %d bytes for %d", ErrProtocol, how, bytes, data)
 		}
 		l.packed = slices.Grow(l.packed[:0], bytes)[:bytes]

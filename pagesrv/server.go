@@ -109,7 +109,7 @@ func (s *Server) Refresh() error {
 // Serve answers the requests of one connection, hellos said, until it ends, and closes it. The peer's orderly end is no error.
 func (s *Server) Serve(ctx context.Context, c *wire.Conn, lane wire.Lane) error {
 	defer c.Close()
-	if lane != wire.LaneUrgent && lane != wire.LaneBulk {
+	if lane != wire.LaneUrgent && !lane.Bulk() {
 		return fmt.Errorf("serve pages on %v: %w", lane, syscall.EINVAL)
 	}
 	s.mu.Lock()

@@ -32,6 +32,7 @@ const (
 	opConfig   = "config"   // agent → handler: handlerConfig
 	opLane     = "lane"     // agent → handler; descriptor: a connection
 	opLaneLost = "lanelost" // handler → agent
+	opLaneMore = "lanemore" // handler → agent: another bulk lane would help
 )
 
 // firstSeq is the number of an agent's first call, opStart.

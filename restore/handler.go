@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,8 @@ type handlerConfig struct {
 	TLSDir string
 	Allow  []string
 	Debug  bool
+
+	Connections, MostConnections int // bulk lanes, see HandlerOptions
 }
 
 const (
@@ -52,6 +55,8 @@ type handler struct {
 	client *pagesrv.Client
 	lanes  map[wire.Lane]*laneQueue
 	lobby  wire.Lobby
+	bulk   sync.Once     // done by the first bulk want
+	came   atomic.Uint64 // bytes over bulk lanes
 }
 
 // HandlerMain is the hidden subcommand HandlerArg. It never returns.
@@ -118,14 +123,18 @@ func handlerMain() error {
 		return err
 	}
 	h.client = pagesrv.NewClient(pagesrv.ClientOptions{Log: h.log, Lost: h.lost})
-	h.lanes = map[wire.Lane]*laneQueue{wire.LaneUrgent: newLaneQueue(), wire.LaneBulk: newLaneQueue()}
+	queues := []*laneQueue{newLaneQueue(), newLaneQueue()}
+	h.lanes = map[wire.Lane]*laneQueue{wire.LaneUrgent: queues[0], wire.LaneBulk: queues[1]}
+	for n := 1; n < max(h.cfg.Connections, h.cfg.MostConnections); n++ {
+		h.lanes[wire.BulkLane(n)] = queues[1]
+	}
 	var wg sync.WaitGroup
-	for lane, q := range h.lanes {
-		wg.Go(func() { h.ask(lane, q) })
+	for _, q := range queues {
+		wg.Go(func() { h.ask(q) })
 	}
 	go h.control(r) // ends with the process
 	err = h.wants()
-	for _, q := range h.lanes {
+	for _, q := range queues {
 		q.close()
 	}
 	cerr := h.client.Close()
@@ -172,70 +181,100 @@ func (h *handler) wants() error {
 		lane := wire.LaneBulk
 		if m.want.Urgent || m.want.Prefetch {
 			lane = wire.LaneUrgent
+		} else {
+			h.bulk.Do(h.grow)
 		}
 		// All of it goes out from here, a change of goroutines less: frames are small, and not even those of all slots and
 		// surveys fill a socket's buffer, so a lane that is slow delays nothing.
 		q := h.lanes[lane]
-		if gen, ok := q.direct(m.slotWant); ok {
-			h.send(lane, q, m.slotWant, gen)
+		if v, ok := q.direct(m.slotWant); ok {
+			h.send(q, m.slotWant, v)
 		}
 	}
 }
 
-// ask sends a lane's wants that came while it was away.
-func (h *handler) ask(lane wire.Lane, q *laneQueue) {
+// grow begins to look for how many bulk lanes are worth having.
+func (h *handler) grow() {
+	q := h.lanes[wire.LaneBulk]
+	m := &moreLanes{
+		first: h.cfg.Connections, most: max(h.cfg.Connections, h.cfg.MostConnections), bytes: h.came.Load, busy: func() bool { return q.flying() > 0 },
+		ask: func(lane wire.Lane) {
+			if err := sendMessage(h.ctl, message{Op: opLaneMore, Lane: lane}, nil); err != nil {
+				h.log.Info("tell agent", "err", err)
+			}
+		},
+	}
+	if m.most > 1 {
+		go func() { // ends with the process
+			t := time.NewTicker(growEvery)
+			defer t.Stop()
+			m.run(t.C)
+		}()
+	}
+}
+
+// ask sends wants that came while no lane of their kind was there.
+func (h *handler) ask(q *laneQueue) {
 	for {
-		w, gen, ok := q.pop()
+		w, v, ok := q.pop()
 		if !ok {
 			return
 		}
-		h.send(lane, q, w, gen)
+		h.send(q, w, v)
 	}
 }
 
-func (h *handler) send(lane wire.Lane, q *laneQueue, w slotWant, gen uint64) {
+func (h *handler) send(q *laneQueue, w slotWant, v via) {
 	if w.end != 0 {
-		h.survey(lane, q, w, gen)
+		h.survey(q, w, v)
 	} else {
-		h.fetch(lane, q, w, gen)
+		h.fetch(q, w, v)
 	}
 }
 
-func (h *handler) survey(lane wire.Lane, q *laneQueue, w slotWant, gen uint64) {
+func (h *handler) survey(q *laneQueue, w slotWant, v via) {
 	done := func(l pagesrv.Layout, err error) {
-		switch {
-		case err == nil:
-			h.tell(found(w, l))
-		case errors.Is(err, pagesrv.ErrLaneLost):
-			q.again(w, gen)
-		default:
-			h.tell(failed(w, err))
+		if errors.Is(err, pagesrv.ErrLaneLost) {
+			q.again(w, v)
+			return
 		}
+		q.answered(v)
+		if err != nil {
+			h.tell(failed(w, err))
+			return
+		}
+		h.tell(found(w, l))
 	}
 	req := pagesrv.LayoutRequest{Task: w.want.Task, Start: w.want.Addr, End: w.end}
-	if err := h.client.Layout(lane, req, done); err != nil {
+	if err := h.client.Layout(v.lane, req, done); err != nil {
 		done(pagesrv.Layout{}, err)
 	}
 }
 
-func (h *handler) fetch(lane wire.Lane, q *laneQueue, w slotWant, gen uint64) {
+func (h *handler) fetch(q *laneQueue, w slotWant, v via) {
 	req := pagesrv.Request{Task: w.want.Task, Addr: w.want.Addr, Pages: w.want.Pages}
 	done := func(r pagesrv.Reply, err error) {
-		switch {
-		case err == nil:
-			h.tell(brought(w, r.Runs, r.Bytes))
-		case errors.Is(err, pagesrv.ErrLaneLost):
-			q.again(w, gen)
-		default:
+		if errors.Is(err, pagesrv.ErrLaneLost) {
+			q.again(w, v)
+			return
+		}
+		if err != nil {
+			q.answered(v)
 			h.log.Warn("fetch pages", "task", w.want.Task, "addr", w.want.Addr, "err", err)
 			h.tell(failed(w, err))
+			return
+		}
+		h.tell(brought(w, r.Runs, r.Bytes)) // a thread may wait for it
+		q.answered(v)
+		if v.lane.Bulk() {
+			h.came.Add(uint64(r.Bytes))
 		}
 	}
 	var err error
 	if dst := slotOf(h.mem, w.slot); w.want.Prefetch {
 		err = h.client.Prefetch(req, dst, done)
 	} else {
-		err = h.client.Fetch(lane, req, dst, done)
+		err = h.client.Fetch(v.lane, req, dst, done)
 	}
 	if err != nil {
 		done(pagesrv.Reply{}, err)
@@ -300,7 +339,7 @@ func (h *handler) greet(lane wire.Lane, f *os.File, clear bool) {
 // up uses a connection of the right peer.
 func (h *handler) up(lane wire.Lane, c *wire.Conn) {
 	h.client.Attach(lane, c)
-	h.lanes[lane].up()
+	h.lanes[lane].up(lane)
 	h.log.Debug("lane is up", "lane", lane)
 }
 

@@ -183,40 +183,40 @@ func TestLaneQueue(t *testing.T) {
 	}
 	push(1)
 	got := make(chan slotWant, 3)
-	gens := make(chan uint64, 3)
+	vias := make(chan via, 3)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for {
-			w, gen, ok := q.pop()
+			w, v, ok := q.pop()
 			if !ok {
 				return
 			}
-			gens <- gen
+			vias <- v
 			got <- w
 		}
 	}()
-	next := func() (slotWant, uint64) {
+	next := func() (slotWant, via) {
 		select {
 		case w := <-got:
-			return w, <-gens
+			return w, <-vias
 		case <-time.After(kerneltest.Patience):
 			t.Fatal("nothing comes")
-			return slotWant{}, 0
+			return slotWant{}, via{}
 		}
 	}
-	q.up()
+	q.up(wire.LaneBulk)
 	w, old := next()
 	if w.seq != 1 {
 		t.Fatal("another want came")
 	}
 	q.again(w, old) // its connection is lost: waits for the next
 	push(2)
-	q.up()
+	q.up(wire.LaneBulk)
 	if w, _ := next(); w.seq != 1 {
 		t.Fatal("a want that was lost is not the first")
 	}
-	if w, gen := next(); w.seq != 2 || gen == old {
+	if w, v := next(); w.seq != 2 || v == old {
 		t.Fatal("second want")
 	}
 	q.again(slotWant{seq: 3}, old) // told late: the lane is up again already
@@ -225,6 +225,94 @@ func TestLaneQueue(t *testing.T) {
 	}
 	q.close()
 	<-done
+}
+
+// Wants go over the lane with the fewest under way. What was on a lane that is lost goes over another at once.
+func TestLanesShare(t *testing.T) {
+	q := newLaneQueue()
+	one, two := wire.BulkLane(0), wire.BulkLane(1)
+	q.up(one)
+	q.up(two)
+	count := map[wire.Lane][]via{}
+	for seq := range uint64(10) {
+		v, ok := q.direct(slotWant{seq: seq})
+		if !ok {
+			t.Fatal("no lane")
+		}
+		count[v.lane] = append(count[v.lane], v)
+	}
+	if len(count[one]) != 5 || len(count[two]) != 5 || q.flying() != 10 {
+		t.Fatalf("%v, %d under way", count, q.flying())
+	}
+	for _, v := range count[one] {
+		q.answered(v)
+	}
+	if v, _ := q.direct(slotWant{}); v.lane != one {
+		t.Error("it goes over the lane that is busy")
+	}
+	for _, v := range count[two] {
+		q.again(slotWant{seq: 7}, v)
+	}
+	for range count[two] {
+		if w, v, ok := q.pop(); !ok || w.seq != 7 || v.lane != one {
+			t.Fatalf("want %d over %v, %v", w.seq, v, ok)
+		}
+	}
+	q.up(two)
+	q.answered(count[two][0]) // of the connection before
+	if n := q.flying(); n != 6 {
+		t.Errorf("%d under way", n)
+	}
+	if v, _ := q.direct(slotWant{}); v.lane != two {
+		t.Error("the lane that is up again is not used")
+	}
+}
+
+// Lanes are added for as long as each brings more, and not while nothing is to be learned.
+func TestMoreLanes(t *testing.T) {
+	for name, c := range map[string]struct {
+		first, most int
+		gives       []uint64 // in a turn, with so many lanes
+		idle        bool
+		want        int
+	}{
+		"each brings more":      {1, 4, []uint64{0, 100, 200, 300, 400, 500}, false, 4},
+		"the third does not":    {1, 8, []uint64{0, 100, 200, 205, 205, 205}, false, 3},
+		"as many as demanded":   {3, 3, []uint64{0, 100, 100, 100}, false, 3},
+		"nothing is under way":  {1, 8, []uint64{0, 100, 200, 300}, true, 1},
+		"two to begin with":     {2, 8, []uint64{0, 100, 200, 201}, false, 3},
+		"none is asked for: 0":  {0, 0, []uint64{0, 100}, false, 1},
+		"one, whatever happens": {1, 1, []uint64{0, 100}, false, 1},
+	} {
+		have, came := 1, uint64(0)
+		m := &moreLanes{
+			first: c.first, most: c.most, busy: func() bool { return !c.idle },
+			bytes: func() uint64 { // in a turn
+				came += c.gives[min(have, len(c.gives)-1)]
+				return came
+			},
+			ask: func(l wire.Lane) {
+				if l != wire.BulkLane(have) {
+					t.Errorf("%s: asks for %v after %d", name, l, have)
+				}
+				have++
+			},
+		}
+		tick, done := make(chan time.Time), make(chan struct{})
+		go func() { defer close(done); m.run(tick) }()
+		for turn, ended := 0, false; turn < 30 && !ended; turn++ {
+			select {
+			case <-done:
+				ended = true
+			case tick <- time.Time{}:
+			}
+		}
+		close(tick)
+		<-done
+		if have != c.want {
+			t.Errorf("%s: %d lanes, not %d", name, have, c.want)
+		}
+	}
 }
 
 func TestEventQueue(t *testing.T) {

@@ -21,7 +21,9 @@ type HandlerOptions struct {
 	TLSDir string
 	Token  wire.Token
 	Allow  []string // names, one of which the source's certificate must have; empty: any of the CA
-	// OnLaneLost is called, on a goroutine of its own, when the urgent or the bulk lane has to be dialed (again), for the
+	// Connections is how many bulk lanes there are from the first bulk want on, MostConnections how many there may be if more of them bring more. 0: one.
+	Connections, MostConnections int
+	// OnLaneLost is called, on a goroutine of its own, when the urgent or a bulk lane has to be dialed (again), for the
 	// first time at the start. It is not called again for a lane before that was given.
 	OnLaneLost func(wire.Lane)
 }
@@ -96,7 +98,7 @@ func (h *Handler) spawn(ctx context.Context) (*parts.Process, *fdpass.Socket, er
 		return nil, nil, err
 	}
 	cfg := handlerConfig{
-		ID: h.c.o.ID, Token: h.o.Token, TLSDir: h.o.TLSDir, Allow: h.o.Allow, Debug: h.c.log.Enabled(ctx, slog.LevelDebug),
+		ID: h.c.o.ID, Token: h.o.Token, TLSDir: h.o.TLSDir, Allow: h.o.Allow, Connections: h.o.Connections, MostConnections: h.o.MostConnections, Debug: h.c.log.Enabled(ctx, slog.LevelDebug),
 	}
 	err = sendMessage(sock, message{Op: opConfig}, cfg)
 	if err == nil {
@@ -183,8 +185,12 @@ func (h *Handler) listen(sock *fdpass.Socket) {
 			return
 		}
 		fdpass.CloseAll(files)
-		if m.Op == opLaneLost && (m.Lane == wire.LaneUrgent || m.Lane == wire.LaneBulk) {
+		switch {
+		case m.Op == opLaneLost && (m.Lane == wire.LaneUrgent || m.Lane.Bulk()):
 			h.c.log.Warn("lane is lost", "lane", m.Lane, "err", m.Err)
+			h.lost(m.Lane)
+		case m.Op == opLaneMore && m.Lane.Bulk():
+			h.c.log.Debug("one more lane", "lane", m.Lane)
 			h.lost(m.Lane)
 		}
 	}
@@ -205,7 +211,7 @@ func (h *Handler) lost(lane wire.Lane) {
 // has proven itself. It takes over conn.
 func (h *Handler) GiveLane(lane wire.Lane, conn *os.File, clear bool) error {
 	defer conn.Close()
-	if lane != wire.LaneUrgent && lane != wire.LaneBulk {
+	if lane != wire.LaneUrgent && !lane.Bulk() {
 		return fmt.Errorf("give %v to the handler: %w", lane, unix.EINVAL)
 	}
 	h.mu.Lock()

@@ -81,7 +81,7 @@ func parsePreamble(b []byte) (Preamble, error) {
 		return Preamble{}, fmt.Errorf("peer speaks version %d, this is version %d: use the same release on both hosts", v, Version)
 	}
 	p := Preamble{Lane: Lane(b[6]), Clear: b[7] == 1}
-	if p.Lane < LaneControl || p.Lane > LaneFiles || b[7] > 1 {
+	if !p.Lane.known() || b[7] > 1 {
 		return Preamble{}, fmt.Errorf("preamble asks for unknown %v", p.Lane)
 	}
 	if p.Clear && p.Lane == LaneControl {

@@ -79,7 +79,28 @@ const (
 	LaneFiles   Lane = 4
 )
 
+// MaxBulk is how many bulk lanes a migration may have: LaneBulk, and more where one connection is not enough.
+const MaxBulk = 8
+
+const moreBulk Lane = 16 // the second, and so on
+
+// BulkLane is the n'th bulk lane, from 0 on.
+func BulkLane(n int) Lane {
+	if n == 0 {
+		return LaneBulk
+	}
+	return moreBulk + Lane(n-1)
+}
+
+// Bulk says that l is one of the bulk lanes.
+func (l Lane) Bulk() bool { return l == LaneBulk || l >= moreBulk && l < moreBulk+MaxBulk-1 }
+
+func (l Lane) known() bool { return l >= LaneControl && l <= LaneFiles || l.Bulk() }
+
 func (l Lane) String() string {
+	if l.Bulk() && l != LaneBulk {
+		return fmt.Sprintf("bulk %d", l-moreBulk+2)
+	}
 	switch l {
 	case LaneControl:
 		return "control"

@@ -119,6 +119,31 @@ func TestHello(t *testing.T) {
 	}
 }
 
+// Bulk lanes have numbers of their own, and no other number is one.
+func TestBulkLanes(t *testing.T) {
+	seen := map[Lane]bool{}
+	for n := range MaxBulk {
+		l := BulkLane(n)
+		if !l.Bulk() || !l.known() || seen[l] {
+			t.Errorf("bulk lane %d is %v", n, l)
+		}
+		seen[l] = true
+		var b bytes.Buffer
+		if _, err := (Preamble{Lane: l, ID: NewID()}).WriteTo(&b); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := ReadPreamble(&b); err != nil || p.Lane != l {
+			t.Errorf("%v comes as %+v, %v", l, p, err)
+		}
+	}
+	for v := range 256 {
+		l := Lane(v)
+		if l.Bulk() != seen[l] || l.known() != (seen[l] || l == LaneControl || l == LaneUrgent || l == LaneFiles) {
+			t.Errorf("%v: bulk %v, known %v", l, l.Bulk(), l.known())
+		}
+	}
+}
+
 func TestPreamble(t *testing.T) {
 	var b bytes.Buffer
 	p := Preamble{Lane: LaneFiles, ID: NewID()}

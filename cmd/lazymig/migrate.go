@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -45,6 +46,7 @@ func migrateCommand() *cli.Command {
 			&cli.BoolFlag{Name: "in-place", Usage: "put what the process uses, and what --with names, at its own path on the target; what is there already and differs is listed, and nothing happens"},
 			&cli.BoolFlag{Name: "overwrite", Usage: "with --in-place: replace what is there"},
 			&cli.StringFlag{Name: "bwlimit", Usage: "bytes a second, as `RATE` with K, M or G (1,024s), that memory and files together may take of the line; what a process waits for does not wait, but counts"},
+			&cli.StringFlag{Name: "connections", Value: "1", Usage: "over how many connections memory is pushed, `N` up to " + strconv.Itoa(wire.MaxBulk) + ", or auto: one, and more where round trip or CPUs suggest it and as long as each brings more"},
 			&cli.StringFlag{Name: "compress", Value: pagesrv.CompressAuto, Usage: "`HOW` memory that is pushed is compressed: auto (by what line and CPU give at the moment), none, s2 or zstd"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
 			&cli.StringFlag{Name: "log", Usage: "`FILE` for the log of the process that serves the tree (default: beside its record)"},
@@ -106,6 +108,10 @@ func doMigrate(c *cli.Context) error {
 	if err := pagesrv.CheckCompress(c.String("compress")); err != nil {
 		return usage("--compress %q: auto, none, s2 or zstd", c.String("compress"))
 	}
+	connections, err := parseConnections(c.String("connections"))
+	if err != nil {
+		return usage("--connections %q: auto, or 1 to %d", c.String("connections"), wire.MaxBulk)
+	}
 	exe, err := self()
 	if err != nil {
 		return err
@@ -127,7 +133,7 @@ func doMigrate(c *cli.Context) error {
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
-		Mode: c.String("mode"), MaxDowntime: c.Duration("max-downtime"), Track: c.String("track"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"), Hot: c.String("hot"),
+		Mode: c.String("mode"), MaxDowntime: c.Duration("max-downtime"), Track: c.String("track"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"), Hot: c.String("hot"), Connections: connections,
 	}, logTo)
 	if err != nil {
 		return err

@@ -5,6 +5,9 @@ import (
 	"math"
 	"strconv"
 	"strings"
+
+	"github.com/lazymig/lazymig/migrate"
+	"github.com/lazymig/lazymig/wire"
 )
 
 // minRate lets one request of a process through in a second.
@@ -27,4 +30,16 @@ func parseRate(s string) (uint64, error) {
 		return 0, errors.New("64K is the least")
 	}
 	return uint64(f), nil
+}
+
+// parseConnections reads how many connections memory is pushed over.
+func parseConnections(s string) (int, error) {
+	if s == "auto" {
+		return migrate.AutoConnections, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 1 || n > wire.MaxBulk {
+		return 0, errors.New("a number of connections, or auto")
+	}
+	return n, nil
 }
