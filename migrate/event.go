@@ -38,6 +38,7 @@ type Event struct {
 	Faults      uint64    `json:"faults,omitempty"`
 	FaultP50US  float64   `json:"fault_p50_us,omitempty"`
 	FaultP99US  float64   `json:"fault_p99_us,omitempty"`
+	StallMS     float64   `json:"stall_ms,omitempty"`        // in which threads have waited for pages, added up
 	Prefetched  uint64    `json:"prefetched,omitempty"`      // pages, or steps of a stride, sent before the thread that goes there has faulted on them
 	PrefetchHit uint64    `json:"prefetch_hits,omitempty"`   // of those: passed without a fault
 	Forwarded   uint64    `json:"files_forwarded,omitempty"` // distinct files reached over the network

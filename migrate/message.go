@@ -225,6 +225,7 @@ type progressMsg struct {
 	Faults     uint64  `json:"faults"`
 	FaultP50US float64 `json:"fault_p50_us"`
 	FaultP99US float64 `json:"fault_p99_us"`
+	StallMS    float64 `json:"stall_ms,omitempty"`
 
 	Prefetched   uint64 `json:"prefetched,omitempty"`
 	PrefetchHits uint64 `json:"prefetch_hits,omitempty"`

@@ -119,7 +119,7 @@ func (t *Target) takeAhead(ctx context.Context, m *restoreMsg) error {
 func (t *Target) progressOf(e *restore.Event) *progressMsg {
 	return &progressMsg{
 		Left: e.Stats.Left * pageSize, Copied: e.Stats.BytesCopied, Faults: e.Stats.Faults,
-		FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us),
+		FaultP50US: float64(e.Stats.FaultP50us), FaultP99US: float64(e.Stats.FaultP99us), StallMS: ms(e.Stats.Stall),
 		Hot: e.Stats.HotPages * pageSize, Prefetched: e.Stats.Prefetched, PrefetchHits: e.Stats.PrefetchHits, Cores: t.cores,
 	}
 }

@@ -188,7 +188,7 @@ func (s *Source) handle(ctx context.Context, f frame) (bool, error) {
 			s.drained(m)
 			return false, nil
 		}
-		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US, Prefetched: m.Prefetched, PrefetchHit: m.PrefetchHits})
+		s.event(Event{Event: "progress", LeftBytes: m.Left, BytesSent: m.Copied, Faults: m.Faults, FaultP50US: m.FaultP50US, FaultP99US: m.FaultP99US, StallMS: m.StallMS, Prefetched: m.Prefetched, PrefetchHit: m.PrefetchHits})
 	case wire.MsgFiles:
 		var m filesMsg
 		if err := decode(f.p, &m); err != nil {
@@ -288,7 +288,7 @@ func (s *Source) drained(m progressMsg) {
 	park.At(s.log, "drained")
 	s.note(Drained, "")
 	s.times.DrainMS = ms(time.Since(s.grant)) - s.times.GrantMS
-	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US = m.Faults, m.FaultP50US, m.FaultP99US
+	s.times.Faults, s.times.FaultP50US, s.times.FaultP99US, s.times.StallMS = m.Faults, m.FaultP50US, m.FaultP99US, m.StallMS
 	s.times.HotFirst = m.Hot
 	s.times.Prefetched, s.times.PrefetchHit = m.Prefetched, m.PrefetchHits
 	if s.files != nil {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -254,12 +255,13 @@ func failure(e migrate.Event) error {
 
 // printer shows events to people or programs.
 type printer struct {
-	json  bool
-	total uint64 // memory, bytes
-	bar   bool   // the last line is a bar
+	json bool
+	out  io.Writer
+	bar  bool // the last line is a bar
+	view drainView
 }
 
-func newPrinter(asJSON bool) *printer { return &printer{json: asJSON} }
+func newPrinter(asJSON bool) *printer { return &printer{json: asJSON, out: os.Stdout} }
 
 func (p *printer) print(e migrate.Event) {
 	if p.json {
@@ -267,76 +269,77 @@ func (p *printer) print(e migrate.Event) {
 		if err != nil {
 			panic(err) // own type
 		}
-		fmt.Println(string(b))
+		fmt.Fprintln(p.out, string(b))
 		return
 	}
 	switch e.Event {
 	case "progress":
-		p.progress(e)
+		if line := p.view.progress(e); line != "" {
+			p.live(line)
+		}
 		return
 	case "files":
-		fmt.Printf("\r%-70s", fmt.Sprintf("  files: %d here, %d to come, %d MB", e.FilesHere, e.FilesLeft, e.FileBytes>>20))
-		p.bar = true
+		p.live(fmt.Sprintf("  files: %d here, %d to come, %d MB", e.FilesHere, e.FilesLeft, e.FileBytes>>20))
 		return
 	}
 	if p.bar {
-		fmt.Println()
+		fmt.Fprintln(p.out)
 		p.bar = false
 	}
 	switch e.Event {
 	case "prepared":
-		fmt.Printf("migration %s: both hosts are ready\n", e.ID)
+		fmt.Fprintf(p.out, "migration %s: both hosts are ready\n", e.ID)
 	case "notice":
-		fmt.Printf("  note: %s\n", e.Text)
+		fmt.Fprintf(p.out, "  note: %s\n", e.Text)
 	case "chosen":
-		fmt.Printf("  mode %s: %s\n", e.Mode, e.Text)
+		fmt.Fprintf(p.out, "  mode %s: %s\n", e.Mode, e.Text)
 		if e.Forecast != nil {
-			fmt.Printf("    expected: %s\n", e.Forecast)
+			fmt.Fprintf(p.out, "    expected: %s\n", e.Forecast)
 		}
 	case "ahead":
 		p.ahead(e)
 	case "frozen":
-		p.total = e.MemoryBytes
-		fmt.Println("  frozen")
+		p.view.begin(e)
+		fmt.Fprintln(p.out, "  frozen")
 	case "resumed":
-		p.total = e.MemoryBytes
-		fmt.Printf("  resumed on the target as PID %d; frozen for %.1f ms (± %.1f): dump %.1f, transfer %.1f, restore %.1f,%s handover %.1f\n",
+		p.view.begin(e)
+		fmt.Fprintf(p.out, "  resumed on the target as PID %d; frozen for %.1f ms (± %.1f): dump %.1f, transfer %.1f, restore %.1f,%s handover %.1f\n",
 			e.TargetPID, e.DowntimeMS, e.ClockErrMS, e.DumpMS, e.TransferMS, e.RestoreMS, filled(e.FillMS), e.GrantMS)
 		if e.TCPClosed > 0 {
-			fmt.Printf("  %d established TCP connections are closed on the target\n", e.TCPClosed)
+			fmt.Fprintf(p.out, "  %d established TCP connections are closed on the target\n", e.TCPClosed)
 		}
 	case "drained":
 		if e.FillMS > 0 { // all was there before
 			break
 		}
-		fmt.Printf("  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs%s; %d files forwarded\n",
-			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, inUse(e)+prefetched(e), e.Forwarded)
+		fmt.Fprintf(p.out, "  drained in %.2f s: %d MB at %.0f MB/s; %d faults, p50 %.0f µs, p99 %.0f µs%s; %d files forwarded\n",
+			e.DrainMS/1000, e.MemoryBytes>>20, float64(e.MemoryBytes)/1e6/(e.DrainMS/1000), e.Faults, e.FaultP50US, e.FaultP99US, stalled(e)+inUse(e)+prefetched(e), e.Forwarded)
 	case "stays":
-		fmt.Println("  it stays with the source's files, which are served on:")
+		fmt.Fprintln(p.out, "  it stays with the source's files, which are served on:")
 		for _, r := range e.Stays {
-			fmt.Printf("    %s\n", r)
+			fmt.Fprintf(p.out, "    %s\n", r)
 		}
 	case "detached":
-		fmt.Printf("  detached: stopped for %.1f ms, %d descriptors and %d mappings put on %d files (%d MB); residual dependency: %s\n",
+		fmt.Fprintf(p.out, "  detached: stopped for %.1f ms, %d descriptors and %d mappings put on %d files (%d MB); residual dependency: %s\n",
 			e.StopMS, e.Descriptors, e.Mappings, e.FilesMoved, e.FileBytes>>20, cmp.Or(strings.Join(e.Residual, "; "), "none"))
 		if len(e.Places) > 0 {
-			fmt.Printf("  in place on the target: %s\n", strings.Join(e.Places, ", "))
+			fmt.Fprintf(p.out, "  in place on the target: %s\n", strings.Join(e.Places, ", "))
 		}
 		for _, a := range e.Aside {
-			fmt.Printf("    not in place: %s\n", a)
+			fmt.Fprintf(p.out, "    not in place: %s\n", a)
 		}
 		if e.Removed > 0 || len(e.Kept) > 0 {
-			fmt.Printf("  %d files removed from here\n", e.Removed)
+			fmt.Fprintf(p.out, "  %d files removed from here\n", e.Removed)
 		}
 		for _, k := range e.Kept {
-			fmt.Printf("    kept: %s\n", k)
+			fmt.Fprintf(p.out, "    kept: %s\n", k)
 		}
 	case "done":
 		if e.Forecast != nil {
-			fmt.Printf("  was:      %s: frozen for %.0f ms, %.1f s before and %.1f s after that, %d MB sent\n  expected: %s\n", e.Mode, e.DowntimeMS, e.AheadMS/1000, e.DrainMS/1000, e.BytesSent>>20, e.Forecast)
+			fmt.Fprintf(p.out, "  was:      %s: frozen for %.0f ms, %.1f s before and %.1f s after that, %d MB sent\n  expected: %s\n", e.Mode, e.DowntimeMS, e.AheadMS/1000, e.DrainMS/1000, e.BytesSent>>20, e.Forecast)
 		}
 	case "exited":
-		fmt.Printf("  the process has ended on the target (wait status %d)\n", *e.Status)
+		fmt.Fprintf(p.out, "  the process has ended on the target (wait status %d)\n", *e.Status)
 	case "failed": // the error that the command returns tells it
 	}
 }
@@ -346,7 +349,7 @@ func (p *printer) ahead(e migrate.Event) {
 	if e.AheadMS == 0 {
 		return // a round of several
 	}
-	fmt.Printf("  copied ahead in %.2f s, %d rounds: %d MB; %s\n", e.AheadMS/1000, e.Rounds, e.AheadBytes>>20, e.Text)
+	fmt.Fprintf(p.out, "  copied ahead in %.2f s, %d rounds: %d MB; %s\n", e.AheadMS/1000, e.Rounds, e.AheadBytes>>20, e.Text)
 }
 
 // filled is the time for memory that came before the resume.
@@ -371,14 +374,8 @@ func prefetched(e migrate.Event) string {
 	return fmt.Sprintf(", %d pages prefetched (%d %% of them met)", e.Prefetched, 100*e.PrefetchHit/e.Prefetched)
 }
 
-const barWidth = 40
-
-func (p *printer) progress(e migrate.Event) {
-	if p.total == 0 {
-		return
-	}
-	done := 1 - float64(min(e.LeftBytes, p.total))/float64(p.total)
-	n := int(done * barWidth)
-	fmt.Printf("\r  [%s%s] %3.0f %%, %d MB left, %d faults ", strings.Repeat("#", n), strings.Repeat(".", barWidth-n), done*100, e.LeftBytes>>20, e.Faults)
+// live replaces the line that was printed last.
+func (p *printer) live(line string) {
+	fmt.Fprintf(p.out, "\r%-*s", p.view.wide(line), line)
 	p.bar = true
 }

@@ -11,9 +11,10 @@ type Stats struct {
 	ZeroFaults   uint64 // answered with zeros at once
 	FaultP50us   uint64 // from the event read to the thread woken
 	FaultP99us   uint64
-	Prefetched   uint64 // pages, or steps of a stride, that were to come before their touch
-	PrefetchHits uint64 // of those: passed without a fault
-	PagesCopied  uint64 // into all mms
+	Stall        time.Duration // in which threads have waited for pages, added up; those that wait now included
+	Prefetched   uint64        // pages, or steps of a stride, that were to come before their touch
+	PrefetchHits uint64        // of those: passed without a fault
+	PagesCopied  uint64        // into all mms
 	BytesCopied  uint64
 	ZeroPages    uint64
 	GuardPages   uint64 // of the source
@@ -56,8 +57,13 @@ func (e *Engine) Stats() Stats {
 		DroppedPages: c.dropped, ErrorPages: c.errorPages, LostPages: c.lost, Failures: c.failures, Forks: c.forks, ForksHeld: c.forksHeld,
 		Events: c.events, Misfits: c.misfits, StrayPages: c.strays, UnsureDrops: c.unsure, CopiedPages: c.copied, HotPages: c.hot, GuardedPages: c.guarded, AbsentPages: c.absent, Unproven: c.unproven, Outstanding: len(e.wants), Spaces: len(e.mms), Drained: c.drained,
 	}
+	s.Stall = c.latency.sum
+	now := time.Now()
 	for _, m := range e.mms {
 		s.Left += uint64(m.missing)
+		for _, since := range m.waiting {
+			s.Stall += now.Sub(since)
+		}
 	}
 	for _, t := range e.tasks {
 		if t.added {
@@ -73,12 +79,14 @@ func (e *Engine) Stats() Stats {
 // histogram counts durations in buckets of an eighth of a power of two of microseconds.
 type histogram struct {
 	n       uint64
+	sum     time.Duration
 	buckets [8 * 40]uint64
 }
 
 func (h *histogram) add(d time.Duration) {
 	us := uint64(max(d.Microseconds(), 0))
 	h.n++
+	h.sum += d
 	h.buckets[bucket(us)]++
 }
 
