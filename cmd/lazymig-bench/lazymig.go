@@ -28,6 +28,13 @@ func (b *bench) moveInClear(ctx context.Context, l *lab.Lab, p *process) (*outco
 	return b.migrate(ctx, l, p, []string{"--allow-cleartext"}, []string{"--cleartext"})
 }
 
+// moveOver pushes memory over so many connections.
+func moveOver(connections string) func(*bench, context.Context, *lab.Lab, *process) (*outcome, error) {
+	return func(b *bench, ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
+		return b.migrate(ctx, l, p, nil, []string{"--connections", connections})
+	}
+}
+
 func moveByMode(mode string) func(*bench, context.Context, *lab.Lab, *process) (*outcome, error) {
 	return func(b *bench, ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
 		return b.migrate(ctx, l, p, nil, []string{"--mode", mode})

@@ -98,6 +98,9 @@ type system struct {
 var systems = []system{
 	{"lazymig", "lazymig", (*bench).moveByLazymig},
 	{"cleartext", "lazymig --cleartext", (*bench).moveInClear},
+	{"one", "lazymig --connections 1", moveOver("1")},
+	{"two", "lazymig --connections 2", moveOver("2")},
+	{"four", "lazymig --connections 4", moveOver("4")},
 	{"hybrid", "lazymig --mode hybrid", moveByMode(migrate.ModeHybrid)},
 	{"pre", "lazymig --mode pre", moveByMode(migrate.ModePre)},
 	{"stop", "lazymig --mode stop", moveByMode(migrate.ModeStop)},

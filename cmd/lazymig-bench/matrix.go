@@ -108,13 +108,14 @@ func allCells() []cell {
 		block{workloads: []string{"paced", "uniform", "redis"}, rtts: []time.Duration{time.Millisecond, 6 * time.Millisecond}},
 		block{workloads: []string{"half", "uniform"}, mbits: []int{1000}},
 		block{sizes: []int{2048}, reserves: []int{tera}, workloads: []string{"paced"}},
+		block{systems: []string{"one", "two", "four", "lazymig"}, sizes: []int{2048}, workloads: []string{"paced"}, rtts: []time.Duration{0, 50 * time.Millisecond}},
 	)
 }
 
 func matrixMain(ctx context.Context, args []string) (err error) {
 	f := flag.NewFlagSet("lazymig-bench", flag.ContinueOnError)
 	all := f.Bool("matrix", false, "all of the matrix, not a part that takes a quarter of an hour a run")
-	sys := f.String("systems", "", "only these: lazymig (post), cleartext, hybrid, pre, stop, auto, stock, eager, plain")
+	sys := f.String("systems", "", "only these: lazymig (post), cleartext, one, two, four (connections), hybrid, pre, stop, auto, stock, eager, plain")
 	loads := f.String("workloads", "", "only these: "+strings.Join(workloads, ", "))
 	sizes := f.String("sizes", "", "only these sizes, in MB")
 	rtts := f.String("rtt", "", "only these round `TRIPS`, like 0,6ms (both for ours and for peers, by a process that holds back what it carries)")

@@ -32,7 +32,7 @@ func ms(n int) time.Duration { return time.Duration(n) * time.Millisecond }
 
 // styles are those of the systems: each has its colour in all charts. Peers are dashed.
 var styles = map[string][2]string{
-	"lazymig": {"#1f5fbf", ""}, "cleartext": {"#6fa8dc", ""}, "hybrid": {"#2e8b57", ""}, "pre": {"#8e44ad", ""}, "stop": {"#7f6a3f", ""}, "auto": {"#e0a010", ""},
+	"lazymig": {"#1f5fbf", ""}, "cleartext": {"#6fa8dc", ""}, "one": {"#9db8e8", "2 2"}, "two": {"#5a7fc0", "4 2"}, "four": {"#0b2f6b", "1 2"}, "hybrid": {"#2e8b57", ""}, "pre": {"#8e44ad", ""}, "stop": {"#7f6a3f", ""}, "auto": {"#e0a010", ""},
 	"stock": {"#c0392b", "6 3"}, "eager": {"#555555", "6 3"}, "plain": {"#999999", "2 3"},
 }
 
@@ -111,7 +111,7 @@ func mark(v float64) string {
 	} else if a >= 1e4 {
 		return strconv.FormatFloat(v/1e3, 'g', 4, 64) + "k"
 	}
-	return strconv.FormatFloat(math.Round(v*1e6)/1e6, 'g', 6, 64)
+	return strconv.FormatFloat(math.Round(v*1e6)/1e6+0, 'g', 6, 64) // +0: no "-0"
 }
 
 func (c *chart) svg() string {
