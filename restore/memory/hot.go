@@ -119,6 +119,19 @@ func (e *Engine) addHot(out []piece, t *task, start, end uint64) []piece {
 	return out
 }
 
+// firstMissing is the first page of a piece that is missing and not under way, or one behind its end. Small pieces, which may be hundreds of thousands, are
+// not looked beyond.
+func (p *piece) firstMissing() int {
+	if p.n > 4*wordPages {
+		return nextMissing(p.r.views, p.r.flight, p.page)
+	}
+	i := p.page
+	for i < p.page+p.n && (p.r.flight.has(i) || !p.r.missing(i)) {
+		i++
+	}
+	return i
+}
+
 // pumpHot asks for hot pages.
 func (e *Engine) pumpHot() {
 	b := &e.bulk
@@ -127,7 +140,7 @@ func (e *Engine) pumpHot() {
 	}
 	for len(b.hot) > 0 && !b.full(&e.opt) {
 		p := &b.hot[0]
-		first, end := nextMissing(p.r.views, p.r.flight, p.page), p.page+p.n
+		first, end := p.firstMissing(), p.page+p.n
 		if first >= end {
 			b.hot = b.hot[1:]
 			continue
