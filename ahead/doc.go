@@ -2,7 +2,7 @@
 //
 // # Algorithm
 //
-// In each process a userfaultfd is made (preflight.Borrow: a stop of half a millisecond), taken out of it at once, and its private anonymous
+// In each process a userfaultfd is made (preflight.Injector: a stop of half a millisecond), taken out of it at once, and its private anonymous
 // mappings are registered for write protection without messages (UFFD_FEATURE_WP_ASYNC, Linux 6.7): the kernel lifts the protection of a page
 // when it is written, and the writer does not wait. A round is, for each process:
 //

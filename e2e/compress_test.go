@@ -18,6 +18,7 @@ func TestCompress(t *testing.T) {
 	}{
 		{"by itself", []string{"--bwlimit", "16M"}, true},
 		{"zstd", []string{"--compress", "zstd"}, true},
+		{"ahead", []string{"--mode", "hybrid", "--compress", "s2"}, true},
 		{"none", []string{"--compress", "none"}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

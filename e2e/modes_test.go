@@ -55,7 +55,7 @@ func TestAhead(t *testing.T) {
 
 // TestAheadKilled: whoever dies while memory is copied ahead, the process runs on where it was, with the right bytes, and nothing of the tracking is left.
 func TestAheadKilled(t *testing.T) {
-	for _, who := range []string{"source", "agent", "command"} {
+	for _, who := range []string{"source", "agent", "command", "guardian", "FUSE daemon", "line"} {
 		t.Run(who, func(t *testing.T) {
 			r := newRig(t, "churn")
 			a, b := r.l.A, r.l.B
@@ -82,6 +82,14 @@ func TestAheadKilled(t *testing.T) {
 				if err := g.cmd.Process.Kill(); err != nil {
 					t.Fatal(err)
 				}
+			case "guardian":
+				r.sh(b, "pkill -KILL -f '"+guardianPart.pattern+"'")
+			case "FUSE daemon":
+				r.sh(b, "pkill -KILL -f '"+fuseDaemonPart.pattern+"'")
+			case "line":
+				if err := r.l.CutLink(r.ctx); err != nil {
+					t.Fatal(err)
+				}
 			}
 			r.sh(a, "touch "+gate)
 			if m := g.wait(); m.code != 4 && who != "command" {
@@ -89,13 +97,43 @@ func TestAheadKilled(t *testing.T) {
 			}
 			r.eventually("writes not to be tracked any more", func() bool { return tracked() == "0\n0" })
 			r.goesOn(a, "/srv/status")
-			if who == "agent" {
+			switch who {
+			case "agent":
 				r.agent(b)
+			case "line":
+				if err := r.l.RestoreLink(r.ctx); err != nil {
+					t.Fatal(err)
+				}
 			}
 			r.ended(a, a, p.Pid, "/srv/status")
 			r.clean()
 		})
 	}
+}
+
+// TestInjectKilled kills the source's part while a thread of the process is stopped with registers that are not its own: who has stopped it puts them back, and the process goes
+// on.
+func TestInjectKilled(t *testing.T) {
+	r := newRig(t, "churn")
+	a, b := r.l.A, r.l.B
+	r.sourceEnv = []string{"LAZYMIG_PARK=inject:" + gate}
+	p := r.spawn(a, r.dir+"/churn", "32", "/srv/status")
+	r.goesOn(a, "/srv/status")
+	g := r.begin(a, b, p.Pid, "--mode", "hybrid")
+	r.eventually("a thread to be made to call", func() bool { return r.sh(a, "grep -ch '\"parked\"' /var/lib/lazymig/*.log; true") == "1" })
+	r.killSource()
+	r.eventually("the end of the source's part", func() bool { return r.sh(a, "pgrep -f 'lazymig [s]ource'; true") == "" })
+	r.sh(a, "touch "+gate)
+	if m := g.wait(); m.code != 4 {
+		t.Errorf("migrate ended with %d: %s", m.code, m.stderr)
+	}
+	r.eventually("the injector's end", func() bool { return r.sh(a, "pgrep -f 'lazymig [i]njector'; true") == "" })
+	if s := r.sh(a, fmt.Sprintf("grep -c '^VmFlags:.* uw' /proc/%d/smaps; ls -l /proc/%[1]d/fd | grep -c userfaultfd; true", p.Pid)); s != "0\n0" {
+		t.Errorf("left in the process: %q mappings and descriptors", s)
+	}
+	r.goesOn(a, "/srv/status")
+	r.ended(a, a, p.Pid, "/srv/status")
+	r.clean()
 }
 
 // TestAuto: what writes little is copied ahead, what writes a lot is not, and the output says why and what it expects.

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/ahead"
+	"github.com/lazymig/lazymig/pagesrv"
 	"github.com/lazymig/lazymig/restore/memory"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -110,6 +111,7 @@ type aheadSink struct {
 	named    uint64        // pages in good, or not kept
 	whole    chan struct{} // closed when all that is good has been named
 	complete bool
+	unpack   pagesrv.Unpacking
 }
 
 func newAheadSink(limit uint64) *aheadSink {
@@ -118,8 +120,8 @@ func newAheadSink(limit uint64) *aheadSink {
 
 var errAhead = errors.New("pages copied ahead")
 
-// pages takes one MsgAhead.
-func (s *aheadSink) pages(p []byte) error {
+// pages takes one MsgAhead with its flags.
+func (s *aheadSink) pages(flags uint16, p []byte) error {
 	d := wire.NewDecoder(p)
 	task := d.U32()
 	n := d.Count(12)
@@ -136,8 +138,12 @@ func (s *aheadSink) pages(p []byte) error {
 	if err := d.End(); err != nil {
 		return fmt.Errorf("decode %w: %w", errAhead, err)
 	}
-	if total > ahead.BatchPages || uint64(len(data)) != total*pageSize || s.complete || memory.IsObject(task) {
+	if total > ahead.BatchPages || flags == 0 && uint64(len(data)) != total*pageSize || s.complete || memory.IsObject(task) {
 		return fmt.Errorf("%w: %d with %d bytes", errAhead, total, len(data))
+	}
+	data, err := s.unpack.Unpack(flags, data, int(total)*pageSize)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errAhead, err)
 	}
 	for _, r := range runs {
 		if r.Addr%pageSize != 0 || r.Addr >= 1<<47 || r.Pages == 0 {
@@ -256,7 +262,11 @@ func (s *aheadSink) markWord(task uint32, addr, mask uint64) {
 func (s *aheadSink) kept() bool { return len(s.good) > 0 }
 
 func (s *aheadSink) close() {
-	if s != nil && s.f != nil {
+	if s == nil {
+		return
+	}
+	s.unpack.Close()
+	if s.f != nil {
 		s.f.Close()
 		s.f = nil
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lazymig/lazymig/ahead"
 	"github.com/lazymig/lazymig/internal/kerneltest"
+	"github.com/lazymig/lazymig/pagesrv"
 	"github.com/lazymig/lazymig/wire"
 )
 
@@ -37,7 +38,16 @@ func TestAheadSink(t *testing.T) {
 		addr uint64
 	}
 	want := map[key]byte{}
-	for range 400 {
+	var pack []*pagesrv.Packing
+	for _, how := range []string{pagesrv.CompressNone, pagesrv.CompressS2, pagesrv.CompressZstd} {
+		p, err := pagesrv.NewPacking(how)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pack = append(pack, p)
+	}
+	hows := map[uint16]int{}
+	for n := range 400 {
 		b := ahead.Batch{ID: 1 + rnd.Uint32N(2)}
 		at := 0x7f00_0000_0000 + rnd.Uint64N(3000)*pageSize
 		for range 1 + rnd.IntN(3) {
@@ -51,9 +61,15 @@ func TestAheadSink(t *testing.T) {
 			}
 			at += rnd.Uint64N(40) * pageSize
 		}
-		if err := s.pages(aheadMessage(b)); err != nil {
+		// Compressed or not, in turns.
+		data, flags := pack[n%len(pack)].Pack(b.Data)
+		if err := s.pages(flags, append(encodeAhead(&b, nil), data...)); err != nil {
 			t.Fatal(err)
 		}
+		hows[flags]++
+	}
+	if hows[0] == 0 || hows[wire.FlagS2] == 0 || hows[wire.FlagZstd] == 0 {
+		t.Errorf("compressed: %v", hows)
 	}
 	good := map[key]bool{}
 	var g goodPages
@@ -97,7 +113,7 @@ func TestAheadSink(t *testing.T) {
 	if len(good) != 0 {
 		t.Errorf("%d good pages are not taken", len(good))
 	}
-	if err := s.pages(aheadMessage(ahead.Batch{ID: 1, Runs: []ahead.Run{{Addr: 0x1000, Pages: 1}}, Data: page})); err == nil {
+	if err := s.pages(0, aheadMessage(ahead.Batch{ID: 1, Runs: []ahead.Run{{Addr: 0x1000, Pages: 1}}, Data: page})); err == nil {
 		t.Error("a page is taken after the last word")
 	}
 }
@@ -108,7 +124,7 @@ func TestAheadBounds(t *testing.T) {
 	s := newAheadSink(10 * pageSize)
 	defer s.close()
 	for i := range uint64(20) {
-		if err := s.pages(aheadMessage(ahead.Batch{ID: 1, Runs: []ahead.Run{{Addr: i * pageSize, Pages: 1}}, Data: make([]byte, pageSize)})); err != nil {
+		if err := s.pages(0, aheadMessage(ahead.Batch{ID: 1, Runs: []ahead.Run{{Addr: i * pageSize, Pages: 1}}, Data: make([]byte, pageSize)})); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -123,7 +139,7 @@ func TestAheadBounds(t *testing.T) {
 		"too many pages":     {ID: 1, Runs: []ahead.Run{{Addr: 0, Pages: ahead.BatchPages + 1}}, Data: make([]byte, (ahead.BatchPages+1)*pageSize)},
 		"shared memory":      {ID: 1 << 31, Runs: []ahead.Run{{Addr: 0, Pages: 1}}, Data: make([]byte, pageSize)},
 	} {
-		if err := s.pages(aheadMessage(b)); err == nil {
+		if err := s.pages(0, aheadMessage(b)); err == nil {
 			t.Errorf("%s is taken", what)
 		}
 	}

@@ -77,7 +77,7 @@ func (t *Target) beforeGrantAside(ctx context.Context, s *session, fn func(conte
 					t.log.Warn("answer clock", "err", err)
 				}
 			case f.h.Type == wire.MsgAhead:
-				if err := t.ahead.pages(f.p); err != nil {
+				if err := t.ahead.pages(f.h.Flags, f.p); err != nil {
 					giveUp(err)
 				}
 			case f.h.Type == wire.MsgAheadGood:

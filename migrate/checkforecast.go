@@ -30,7 +30,7 @@ type Answer struct {
 
 // AskTarget asks an agent what its host can do and how its clock stands, and measures what modes would come to for a tree, if there is one: as --mode auto does, but what goes
 // over the line is not the tree's memory. The tree runs on, its writes are tracked for a quarter of a second, and when this returns nothing is left of that.
-func AskTarget(ctx context.Context, addr, tlsDir string, tree *preflight.Tree, allowed time.Duration, log *slog.Logger) (*Answer, error) {
+func AskTarget(ctx context.Context, addr, tlsDir string, tree *preflight.Tree, allowed time.Duration, exe string, log *slog.Logger) (*Answer, error) {
 	s, err := askSession(ctx, addr, tlsDir)
 	if err != nil {
 		return nil, err
@@ -60,7 +60,16 @@ func AskTarget(ctx context.Context, addr, tlsDir string, tree *preflight.Tree, a
 	g.line = func(n uint64) (uint64, time.Duration, error) { return pushGarbage(ctx, s, garbage, n) }
 	if a.Facts.Features[preflight.Modes] {
 		f.room, f.compared = float64(a.Facts.AheadRoom), !ahead.Supported()
-		g.c = ahead.New(ahead.Options{Borrow: preflight.Borrow, CloseIn: preflight.CloseIn, Compare: f.compared, Log: log})
+		o := ahead.Options{Compare: f.compared, Log: log}
+		if !f.compared {
+			i, err := preflight.StartInjector(exe)
+			if err != nil {
+				return nil, err
+			}
+			defer func() { _ = i.Close() }() // its work is done
+			o.Borrow, o.CloseIn = i.Borrow, i.CloseIn
+		}
+		g.c = ahead.New(o)
 		defer g.c.Close()
 	}
 	if err := g.look(ctx, &f); err != nil {

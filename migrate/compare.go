@@ -23,7 +23,7 @@ func (s *Source) compare(ctx context.Context) error {
 	if err := s.checkMode(&there); err != nil {
 		return stage("preflight", err)
 	}
-	s.aheadRoom = there.AheadRoom
+	s.aheadRoom, s.aheadPacked = there.AheadRoom, there.Features[preflight.AheadPacked]
 	s.searchHot(ctx, &there)
 	s.eagerShared = !there.Features[preflight.LazyShared]
 	here := preflight.LocalFacts(ctx, preflight.HostOptions{CRIUPath: s.opt.CRIUPath, StateDir: s.opt.StateDir})

@@ -39,7 +39,8 @@ type conditions struct {
 	rate     float64       // bytes a second of the line
 	tracked  bool          // writes are counted: memory can be copied ahead
 	compared bool          // by comparison, which is part of the pause
-	writes   float64       // bytes of pages that were written while it was looked, a second
+	seen     float64       // bytes a second of pages that were written while it was looked, each counted once
+	writes   float64       // the same with those that were written again: what there would be in memory without end
 	growth   float64       // of that: written bytes ~ time^growth
 	random   bool          // not one page after the other
 	busy     float64       // CPUs
@@ -53,7 +54,7 @@ const (
 	faultTime   = 700 * time.Microsecond // a fault while memory is pushed, beside the round trip
 	localFault  = 100 * time.Microsecond // a fault at a page that was copied ahead
 	readsOfCPU  = 500                    // pages a second that a busy CPU reads for the first time, as far as it does not write them
-	runsAhead   = 16                     // faults of who goes through memory in order, compared with one who does not: the rest has been fetched before
+	runsAhead   = 32                     // faults of who goes through memory in order, compared with one who does not: the rest has been fetched before
 	placeRate   = 500e6                  // bytes a second in which copies become the process's memory
 	compareRate = 1e9                    // bytes a second
 	scattered   = 24                     // of these pieces (restore/memory, smallWants × Options.Window)
@@ -64,12 +65,12 @@ func (c *conditions) String() string {
 	if !c.tracked {
 		return fmt.Sprintf("the agent knows no other mode; the line takes %d MB a second", int(c.rate)>>20)
 	}
-	return fmt.Sprintf("%d MB a second are written of %d MB, and the line takes %d", int(c.writes)>>20, int(c.memory)>>20, int(c.rate)>>20)
+	return fmt.Sprintf("%d MB a second are written of %d MB, and the line takes %d", int(c.seen)>>20, int(c.memory)>>20, int(c.rate)>>20)
 }
 
 func (c *conditions) measured() *Measured {
 	return &Measured{
-		Memory: uint64(c.memory), Line: uint64(c.rate), Written: uint64(c.writes), Growth: c.growth, Random: c.random, CPUs: c.busy,
+		Memory: uint64(c.memory), Line: uint64(c.rate), Written: uint64(c.seen), Growth: c.growth, Random: c.random, CPUs: c.busy,
 		TripMS: ms(c.trip), Tracked: c.tracked,
 	}
 }
@@ -163,19 +164,28 @@ func (c *conditions) score(f Forecast) float64 {
 	return Score(f.DowntimeMS, f.StallMS, float64(f.Bytes), c.rate)
 }
 
-// modeOrder is that of tables, and of choice where modes are equal.
+// modeOrder is that of tables, and of choice where modes are about equal: what begins at once comes first, and what needs no room on the target.
 var modeOrder = []string{ModePost, ModeHybrid, ModePre, ModeStop}
 
-// best is the mode with the smallest score.
+// Modes whose scores are no further apart are about equal: a pause is not the same twice.
+const (
+	alikePart = 1.05
+	alikeMS   = 10
+)
+
+// best is the mode with the smallest score, or the first that is about as good.
 func (c *conditions) best() Forecast {
 	all := c.forecast()
-	best := all[ModePost]
+	least := math.Inf(1)
+	for _, f := range all {
+		least = min(least, c.score(f))
+	}
 	for _, m := range modeOrder {
-		if f, ok := all[m]; ok && c.score(f) < c.score(best) {
-			best = f
+		if f, ok := all[m]; ok && c.score(f) <= max(least*alikePart, least+alikeMS) {
+			return f
 		}
 	}
-	return best
+	return all[ModePost] // is always there
 }
 
 // outlook is for people.

@@ -14,6 +14,8 @@ func TestForecast(t *testing.T) {
 	}
 	room := of(8*gb, gb, 100*mb)
 	room.room = 0
+	idle := of(gb, gb, 0)
+	idle.busy = 0
 	blind := of(gb, gb, 0)
 	blind.tracked = false
 	for _, c := range []struct {
@@ -24,6 +26,7 @@ func TestForecast(t *testing.T) {
 		{"idle, large", of(8*gb, gb, 0), []string{ModeHybrid, ModePre}},
 		{"some writes", of(8*gb, 200*mb, 40*mb), []string{ModeHybrid, ModePre}},
 		{"a storm", of(2*gb, 100*mb, 4*gb), []string{ModePost}},
+		{"nobody does anything", idle, []string{ModePost}},
 		{"no room", room, []string{ModePost}},
 		{"no tracking", blind, []string{ModePost}},
 	} {
@@ -64,15 +67,15 @@ func TestCount(t *testing.T) {
 		random       bool
 	}{
 		{"nothing", 0, 0, 0, 1, true},
-		{"other pages all the time, anywhere", 2 * mb, 8 * mb, 2000, 1, true},
+		{"other pages all the time, anywhere", 2 * mb, 7.76 * mb, 2000, 1, true},
 		{"one page after the other", 2 * mb, 8 * mb, 1, 1, false},
 		{"always the same, anywhere", 8 * mb, 8 * mb, 2000, 0, true},
-		{"all of it", 90 * mb, 99 * mb, 1, 0.07, true},
-		{"some more often than others", 4 * mb, 8 * mb, 2000, 0.5, true},
+		{"all of it", 95 * mb, 99 * mb, 1, 1, true},
+		{"some more often than others", 4 * mb, 7.84 * mb, 2000, 0.5, true},
 	} {
 		f := conditions{memory: 100 * mb}
 		f.count(c.early, c.dirty, c.runs, writesTime/4, writesTime)
-		if math.Abs(f.growth-c.growth) > 0.01 || f.random != c.random || f.writes != c.dirty/writesTime.Seconds() {
+		if math.Abs(f.growth-c.growth) > 0.01 || f.random != c.random || f.seen != c.dirty/writesTime.Seconds() || f.writes < f.seen {
 			t.Errorf("%s: %+v", c.what, f)
 		}
 	}

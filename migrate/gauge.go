@@ -85,11 +85,13 @@ func (g *gauge) written(ctx context.Context, wait time.Duration) (bytes uint64, 
 
 // count takes what was written in a short time and in a longer one, the latter in so many runs of pages.
 func (f *conditions) count(early, dirty float64, runs int, first, took time.Duration) {
-	f.writes, f.growth, f.random = dirty/took.Seconds(), 1, true
-	if early > 0 && dirty > early {
-		f.growth = min(math.Log(dirty/early)/math.Log(float64(took)/float64(first)), 1)
-	} else if early > 0 {
-		f.growth = 0
+	f.seen = dirty / took.Seconds()
+	// As many writes anywhere as leave so much written: pages that are written again do not count in what was seen.
+	all := func(seen float64) float64 { return -f.memory * math.Log(1-min(seen/f.memory, 0.98)) }
+	f.writes, f.growth, f.random = all(dirty)/took.Seconds(), 1, true
+	if early > 0 && early < 0.9*f.memory {
+		f.growth = math.Log(all(max(dirty, early))/all(early)) / math.Log(float64(took)/float64(first))
+		f.growth = min(f.growth, 1)
 	}
 	// Pages at random lie beside each other, too, if there are many of them.
 	if part := dirty / f.memory; runs > 0 && part < 0.5 {

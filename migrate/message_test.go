@@ -196,7 +196,9 @@ func FuzzMessages(f *testing.F) {
 			_ = os.Remove(filepath.Join(dir, n)) // not there if it was early pages
 		}
 		k := newAheadSink(1 << 20)
-		_ = k.pages(b)
+		for _, flags := range []uint16{0, wire.FlagS2, wire.FlagZstd, wire.FlagS2 | wire.FlagZstd} {
+			_ = k.pages(flags, b)
+		}
 		_ = k.mark(b)
 		if l, err := takeHot(nil, b); err == nil && len(l)*goodRecord != len(b)-4 {
 			t.Fatalf("%d entries of %d bytes", len(l), len(b))

@@ -141,8 +141,13 @@ func (s *session) send(t wire.Type, v any) error {
 
 // sendParts sends one message whose payload is the parts.
 func (s *session) sendParts(t wire.Type, parts ...[]byte) error {
+	return s.sendFlagged(t, 0, parts...)
+}
+
+// sendFlagged is sendParts with flags.
+func (s *session) sendFlagged(t wire.Type, flags uint16, parts ...[]byte) error {
 	_ = s.c.Net().SetWriteDeadline(time.Now().Add(silence)) // as above
-	if err := s.c.Send(t, 0, 0, parts...); err != nil {
+	if err := s.c.Send(t, flags, 0, parts...); err != nil {
 		return fmt.Errorf("control connection: %w", err)
 	}
 	return nil

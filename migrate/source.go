@@ -94,6 +94,7 @@ type Source struct {
 	mode        string   // opt.Mode, or what auto has chosen
 	copy        *copying // nil: nothing is copied ahead
 	aheadRoom   uint64   // what the target keeps
+	aheadPacked bool     // it takes that compressed, too
 	good        chan goodResult
 	hot         *hotSearch // nil: it is not looked for hot pages
 	eagerShared bool       // the target can't take shared memory lazily

@@ -8,6 +8,7 @@ import (
 
 	"github.com/lazymig/lazymig/ahead"
 	"github.com/lazymig/lazymig/internal/park"
+	"github.com/lazymig/lazymig/pagesrv"
 	"github.com/lazymig/lazymig/preflight"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -24,15 +25,18 @@ const (
 
 // copying is memory being copied ahead.
 type copying struct {
-	c     *ahead.Copier
-	s     *Source
-	head  []byte
-	ctx   context.Context
-	times aheadTimes
-	tell  chan aheadTimes
-	echo  chan struct{}  // the target's answer to MsgClock
-	why   *Event         // of the choice
-	wg    sync.WaitGroup // of goodAhead
+	c      *ahead.Copier
+	s      *Source
+	head   []byte
+	inject *preflight.Injector // nil: nothing is done to the tree
+	pack   *pagesrv.Packing    // nil: the target can't unpack
+	onLine uint64              // bytes that have been sent
+	ctx    context.Context
+	times  aheadTimes
+	tell   chan aheadTimes
+	echo   chan struct{}  // the target's answer to MsgClock
+	why    *Event         // of the choice
+	wg     sync.WaitGroup // of goodAhead
 }
 
 // aheadTimes is how far it is.
@@ -64,7 +68,21 @@ func (s *Source) copyAhead(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	s.copy = &copying{s: s, ctx: ctx, tell: make(chan aheadTimes, 1), echo: make(chan struct{}, 1)}
-	s.copy.c = ahead.New(ahead.Options{Borrow: preflight.Borrow, CloseIn: preflight.CloseIn, Send: s.copy.send, Room: s.aheadRoom, Compare: s.compares(), Log: s.log})
+	o := ahead.Options{Send: s.copy.send, Room: s.aheadRoom, Compare: s.compares(), Log: s.log}
+	if !o.Compare {
+		var err error
+		if s.copy.inject, err = preflight.StartInjector(s.opt.Exe); err != nil {
+			return err
+		}
+		o.Borrow, o.CloseIn = s.copy.inject.Borrow, s.copy.inject.CloseIn
+	}
+	s.copy.c = ahead.New(o)
+	if s.aheadPacked {
+		var err error
+		if s.copy.pack, err = pagesrv.NewPacking(s.opt.Compress); err != nil {
+			return err
+		}
+	}
 	began := time.Now()
 	done := make(chan error, 1)
 	go func() { done <- s.copy.run() }()
@@ -107,6 +125,9 @@ func (s *Source) copyAhead(ctx context.Context) error {
 				return err
 			}
 			s.copy.ctx = whole
+			if err := s.copy.inject.Close(); err != nil {
+				s.log.Warn("end injector", "err", err) // killed, then; it has done its work
+			}
 			if e := s.copy.why; e != nil {
 				s.times.Mode, s.times.Forecast = e.Mode, e.Forecast
 				s.event(*e)
@@ -118,7 +139,7 @@ func (s *Source) copyAhead(ctx context.Context) error {
 			}
 			t := s.copy.times
 			s.times.AheadMS, s.times.AheadBytes, s.times.Rounds = ms(time.Since(began)), t.sent, t.rounds
-			s.times.BytesSent += t.sent
+			s.times.BytesSent += s.copy.onLine
 			s.event(Event{Event: "ahead", AheadBytes: t.sent, Rounds: t.rounds, LeftBytes: t.dirty, AheadMS: s.times.AheadMS, Text: t.stopped})
 			return nil
 		}
@@ -227,16 +248,30 @@ func (c *copying) enough(r ahead.Round, before uint64) string {
 
 // send is the copier's.
 func (c *copying) send(b ahead.Batch) error {
-	c.s.budget.Memory(c.ctx.Done(), len(b.Data))
 	c.head = encodeAhead(&b, c.head)
 	c.times.sent += uint64(len(b.Data))
-	return c.s.sess.sendParts(wire.MsgAhead, c.head, b.Data)
+	data, flags := b.Data, uint16(0)
+	if c.pack != nil {
+		data, flags = c.pack.Pack(b.Data)
+	}
+	began := time.Now()
+	c.s.budget.Memory(c.ctx.Done(), len(data))
+	c.onLine += uint64(len(data))
+	err := c.s.sess.sendFlagged(wire.MsgAhead, flags, c.head, data)
+	if c.pack != nil {
+		c.pack.Sent(len(data), time.Since(began))
+	}
+	return err
 }
 
 // close ends the tracking.
 func (c *copying) close() {
-	if c != nil {
-		c.wg.Wait()
+	if c == nil {
+		return
+	}
+	c.wg.Wait()
+	_ = c.inject.Close() // told before, or its work is not used
+	if c.c != nil {
 		c.c.Close()
 	}
 }
@@ -280,11 +315,11 @@ func (s *Source) sendGood() error {
 		return nil
 	}
 	if s.mode == ModePre {
-		r, err := s.copy.c.Round(s.copy.ctx)
-		if err != nil {
+		before := s.copy.onLine
+		if _, err := s.copy.c.Round(s.copy.ctx); err != nil {
 			return err
 		}
-		s.times.BytesSent += r.Sent
+		s.times.BytesSent += s.copy.onLine - before
 		s.findGood()
 	}
 	r := <-s.good

@@ -250,7 +250,7 @@ func (t *Target) beforeGrant(ctx context.Context, s *session, f frame) (bool, er
 		t.hot = list
 		return false, err
 	case wire.MsgAhead:
-		return false, t.ahead.pages(f.p)
+		return false, t.ahead.pages(f.h.Flags, f.p)
 	case wire.MsgRestore:
 		var m restoreMsg
 		if err := decode(f.p, &m); err != nil {

@@ -3,9 +3,12 @@ package preflight
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/park"
 )
 
 // What the probe does with a thread also serves those who need a descriptor that only the process itself can make.
@@ -13,11 +16,16 @@ import (
 // Borrow lets a process make a call that gives it a descriptor, takes that, and closes it there, all in one stop of its first thread. If
 // another thread forks meanwhile, the child has a copy.
 func Borrow(pid int, nr uint64, args ...uint64) (*os.File, error) {
+	return borrow(slog.New(slog.DiscardHandler), pid, nr, args)
+}
+
+func borrow(log *slog.Logger, pid int, nr uint64, args []uint64) (*os.File, error) {
 	var mine *os.File
 	err := inProcess(pid, func(p *tracee, insn uint64) error {
 		c := call{nr: nr}
 		copy(c.args[:], args)
 		fd, err := p.do(insn, c)
+		park.At(log, "inject")
 		if err == nil && fd < 0 {
 			err = unix.Errno(-fd)
 		}

@@ -32,6 +32,8 @@ const (
 	Modes = "modes"
 	// HotFirst: this release takes a list of the pages that are to come first.
 	HotFirst = "hot-first"
+	// AheadPacked: this release takes memory that is copied ahead compressed, too.
+	AheadPacked = "ahead-packed"
 )
 
 // caps are the capabilities that are needed, by bit (include/uapi/linux/capability.h), named cap-….
@@ -46,7 +48,7 @@ func (f *Facts) readFeatures(proc string) {
 	const events = 1<<1 | 1<<2 | 1<<3 | 1<<6 // FORK, REMAP, REMOVE, UNMAP
 	have[featUffd] = got&events == events
 	have[LazyShared] = have[featUffd] && got&(1<<5) != 0 // MISSING_SHMEM, 4.11
-	have[Modes], have[HotFirst] = true, true
+	have[Modes], have[HotFirst], have[AheadPacked] = true, true, true
 	have[featPoison] = got&(1<<14) != 0
 	have[featPagemapScan] = pagemap.Probe().Scan
 	have[featFuse] = unix.Access("/dev/fuse", unix.R_OK|unix.W_OK) == nil

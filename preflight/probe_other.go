@@ -4,6 +4,7 @@ package preflight
 
 import (
 	"errors"
+	"log/slog"
 	"os"
 )
 
@@ -20,6 +21,8 @@ func syscallInsn(string, []vma) (uint64, bool) { return 0, false }
 
 // Borrow is for amd64.
 func Borrow(int, uint64, ...uint64) (*os.File, error) { return nil, errCannot }
+
+func borrow(*slog.Logger, int, uint64, []uint64) (*os.File, error) { return nil, errCannot }
 
 // CloseIn is for amd64.
 func CloseIn(int, int) error { return errCannot }

@@ -64,8 +64,11 @@ func medians(rows []move) (order []cellOf, cells map[cellOf]map[string]modeFigur
 	return order, cells
 }
 
-// near is how much worse than the best auto's choice may be.
-const near = 1.10
+// near is how much worse than the best auto's choice may be, and noise, milliseconds, how far the scores of equal moves are apart: a pause of 50 ms is one of 70 the next time.
+const (
+	near  = 1.10
+	noise = 20.0
+)
 
 // judgeModes prints a table: of each cell the modes' figures, and whether the mode that auto chose is near the best. Judged is the choice, by the figures of the mode
 // that was chosen, so that a noisy move by auto itself says nothing; that auto's own preparation costs nothing is seen in its own column.
@@ -85,7 +88,7 @@ func judgeModes(w io.Writer, path string) error {
 		fmt.Fprint(w, "---|")
 	}
 	fmt.Fprintln(w)
-	right, judged := 0, 0
+	right, alike, judged := 0, 0, 0
 	for _, c := range order {
 		best, bestMode := math.Inf(1), ""
 		fmt.Fprintf(w, "| %s | %s | %d |", c.line, c.writes, c.mb)
@@ -116,6 +119,8 @@ func judgeModes(w io.Writer, path string) error {
 			judged++
 			if ratio <= near {
 				right++
+			} else if cells[c][r.chosen].score-best <= noise {
+				alike++
 			}
 			if ratio >= worst {
 				worst, said = ratio, r.chosen
@@ -124,7 +129,8 @@ func judgeModes(w io.Writer, path string) error {
 		fmt.Fprintf(w, " %s | %s | %s | %.2f |\n", auto, said, bestMode, worst)
 	}
 	if judged > 0 {
-		fmt.Fprintf(w, "\nauto's choice is within %.0f %% of the best in %d of %d moves (%.0f %%)\n", (near-1)*100, right, judged, 100*float64(right)/float64(judged))
+		fmt.Fprintf(w, "\nauto's choice is within %.0f %% of the best in %d of %d moves, and in %d more within %.0f ms, which is noise: %.0f %%\n",
+			(near-1)*100, right, judged, alike, noise, 100*float64(right+alike)/float64(judged))
 	}
 	return nil
 }

@@ -59,7 +59,11 @@ func doCheck(c *cli.Context) error {
 		if preflight.Refusals(all) != nil {
 			measured = &preflight.Tree{} // what can't be moved is let alone
 		}
-		there, err := migrate.AskTarget(c.Context, to, c.String("tls-dir"), measured, c.Duration("max-downtime"), logger(false, false))
+		exe, err := self()
+		if err != nil {
+			return err
+		}
+		there, err := migrate.AskTarget(c.Context, to, c.String("tls-dir"), measured, c.Duration("max-downtime"), exe, logger(false, false))
 		if err != nil {
 			return &exitErr{exitPreflight, err}
 		}

@@ -17,6 +17,7 @@ import (
 	"github.com/lazymig/lazymig/internal/lograte"
 	"github.com/lazymig/lazymig/lab"
 	"github.com/lazymig/lazymig/migrate"
+	"github.com/lazymig/lazymig/preflight"
 	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/restore/detach"
 )
@@ -59,6 +60,7 @@ func hidden(log *slog.Logger) map[string]func() error {
 		detach.Arg:            func() error { return migrate.SwitchMain(log) },
 		restore.GuardianArg:   func() error { restore.GuardianMain(); return nil },
 		restore.HandlerArg:    func() error { restore.HandlerMain(); return nil },
+		preflight.InjectorArg: func() error { return preflight.InjectorMain(log) },
 		dump.KeeperArg:        func() error { os.Exit(dump.KeeperMain(os.Args[2:])); return nil },
 	}
 }

@@ -1,7 +1,7 @@
 // Package park holds a process at a named point, for tests of what happens when a part dies, or the hosts are cut off from each other, just there.
 //
 // Points of the target, in their order: prepare, images, restore, asked, letgo, resumed, drain, full, files, detach, switch-… (package restore/detach), switched,
-// left. Of the source: ahead, hot, dump, frozen, grant, granted, hold, drained.
+// left. Of the source: inject (in its injector), ahead, hot, dump, frozen, grant, granted, hold, drained.
 package park
 
 import (
