@@ -20,8 +20,8 @@ import (
 )
 
 // `lazymig-bench files` measures how fast files are that are still at the source: the root of host A is mounted on B, by lazyfs over TLS with the
-// source's journal in a process of its own, as in a migration, and by sshfs through a real sshd, and the same small programs run on both, and on A
-// itself. Each load gets a fresh mount, so that B's kernel knows nothing yet, and runs twice. What A has is in its page cache.
+// source's journal in a process of its own, as in a migration, and by sshfs through a real sshd, and the same small programs run on both, on A
+// itself, and on files that have come (files_here.go). Each load gets a fresh mount, so that B's kernel knows nothing yet, and runs twice. What A has is in its page cache.
 
 const (
 	filesArg = "files"
@@ -38,6 +38,9 @@ type place struct {
 	host *lab.Host
 	dir  string
 	end  func() error
+
+	ready  func() error // after a first, unmeasured run of the load: what it uses is here then; nil: there is none
+	daemon *service
 }
 
 // filesBench is what the measurements share.
@@ -45,7 +48,15 @@ type filesBench struct {
 	*bench
 	lab *lab.Lab
 	ssh string // directory with keys
+
+	uses string // below loadDir: what the load that is measured uses
 }
+
+const (
+	forwarded    = "lazyfs"
+	localHere    = "local"
+	detachedHere = "detached"
+)
 
 // fileSystems in the order of the table; those of the network are measured at each round trip.
 var fileSystems = []struct {
@@ -55,13 +66,15 @@ var fileSystems = []struct {
 }{
 	{"native", false, (*filesBench).native},
 	{"sshfs", true, (*filesBench).sshfs},
-	{"lazyfs", true, (*filesBench).lazyfs},
+	{forwarded, true, (*filesBench).lazyfs},
+	{localHere, true, (*filesBench).localFiles},
+	{detachedHere, false, (*filesBench).detachedFiles},
 }
 
 func filesMain(ctx context.Context, args []string) (err error) {
 	set := flag.NewFlagSet(filesArg, flag.ContinueOnError)
 	rtts := set.String("rtts", "0,1ms,20ms", "round `trips` of the line")
-	which := set.String("systems", "native,sshfs,lazyfs", "what is measured")
+	which := set.String("systems", "native,sshfs,lazyfs,local,detached", "what is measured")
 	only := set.String("loads", "", "`names` of loads; empty: all")
 	runs := set.Int("runs", 1, "fresh mounts of each kind; medians are printed")
 	out := set.String("out", "docs/benchmarks.md", "report into `FILE` below the project; empty: none")
@@ -134,7 +147,7 @@ func filesMain(ctx context.Context, args []string) (err error) {
 	text := r.markdown()
 	fmt.Println("\n" + text)
 	if *out != "" {
-		if err := writeSection(filepath.Join(root, *out), filesTitle, text); err != nil {
+		if err := errors.Join(writeSection(filepath.Join(root, *out), filesTitle, text), r.writeCSV(filepath.Join(root, filepath.Dir(*out), "files.csv"))); err != nil {
 			return err
 		}
 	}
@@ -165,12 +178,26 @@ func (b *filesBench) measureAll(ctx context.Context, r *filesReport, name string
 	}
 	defer endLine()
 	for _, l := range fileLoads {
-		if len(only) > 0 && only[0] != "" && !slices.Contains(only, l.name) {
+		if len(only) > 0 && only[0] != "" && !slices.Contains(only, l.name) || name == detachedHere && l.chroots {
 			continue
 		}
+		b.uses = l.uses
 		p, err := open(b, ctx, addr)
 		if err != nil {
 			return err
+		}
+		if p.ready != nil {
+			if _, err := b.load(ctx, p, loadArg, l.name, p.dir); err != nil {
+				return errors.Join(fmt.Errorf("load %s: %w", l.name, err), p.end())
+			}
+			if err := p.ready(); err != nil {
+				return errors.Join(err, p.end())
+			}
+			if name == localHere {
+				if err := uncached(ctx, p.host, b, p.dir); err != nil {
+					return errors.Join(err, p.end())
+				}
+			}
 		}
 		for _, again := range []bool{false, true} {
 			got, err := b.load(ctx, p, loadArg, l.name, p.dir)
@@ -209,7 +236,8 @@ func (b *filesBench) native(context.Context, string) (*place, error) {
 // service is a process in a host that says when it is ready and ends with its standard input.
 type service struct {
 	cmd *exec.Cmd
-	in  io.Closer
+	in  io.WriteCloser
+	out io.Reader
 	log strings.Builder
 }
 
@@ -228,6 +256,7 @@ func (b *filesBench) serve(ctx context.Context, h *lab.Host, word string, args .
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", args[0], err)
 	}
+	s.out = out
 	if err := awaitWord(out, word); err != nil {
 		return nil, said(args[0], errors.Join(err, s.end()), []byte(s.log.String()))
 	}
@@ -244,15 +273,7 @@ func (s *service) end() error {
 }
 
 func (b *filesBench) lazyfs(ctx context.Context, addr string) (*place, error) {
-	server, err := b.serve(ctx, b.lab.A, "serves", serveArg, b.keys, b.lab.A.Addr+":"+filesPort)
-	if err != nil {
-		return nil, err
-	}
-	daemon, err := b.serve(ctx, b.lab.B, "mounted", mountArg, b.keys, addr, b.lab.A.Addr, mountPoint)
-	if err != nil {
-		return nil, errors.Join(err, server.end())
-	}
-	return b.used(ctx, func() error { return errors.Join(daemon.end(), server.end()) })
+	return b.lazyfsWith(ctx, addr)
 }
 
 // used waits until A's files are at the mount point on B; end is what is left to be done when they are no longer.

@@ -29,13 +29,14 @@ const (
 	mountArg   = "files-mount"
 	awaitArg   = "files-await"
 	dialArg    = "files-dial"
+	forgetArg  = "files-forget"
 
 	startTime = 20 * time.Second // for anything to begin
 )
 
 // filesRoles are what this program is started as in a host.
 var filesRoles = map[string]func([]string) error{
-	serveArg: serveFiles, standbyArg: standBy, mountArg: mountFiles, awaitArg: awaitMount, dialArg: awaitPort, loadArg: runLoad,
+	serveArg: serveFiles, standbyArg: standBy, mountArg: mountFiles, awaitArg: awaitMount, dialArg: awaitPort, loadArg: runLoad, forgetArg: forgetPages,
 }
 
 // serveFiles is the source: KEYS LISTEN.
@@ -176,6 +177,9 @@ func mountFiles(args []string) error {
 	if err := d.Granted(); err != nil {
 		return err
 	}
+	if len(args) > 5 && args[4] == storeArg {
+		return errors.Join(withStore(d, client, args[5]), client.Close())
+	}
 	fmt.Println("mounted")
 	return errors.Join(d.Wait(), client.Close()) // until it is unmounted
 }
@@ -202,6 +206,28 @@ func awaitPort(args []string) error {
 			return err
 		}
 	}
+}
+
+// forgetPages takes the pages of the files in DIR from the kernel's cache.
+func forgetPages(args []string) error {
+	ents, err := os.ReadDir(args[0])
+	if err != nil {
+		return err
+	}
+	for _, e := range ents {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		f, err := os.Open(args[0] + "/" + e.Name())
+		if err != nil {
+			return err
+		}
+		err = errors.Join(unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED), f.Close())
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func stderrLog() *slog.Logger {
