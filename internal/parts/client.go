@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -217,7 +218,7 @@ func (c *Client) Start(s Spec) (*Process, error) {
 	b := startBody{Name: s.Name, Dir: s.Dir, Cgroup: s.Cgroup != nil}
 	files := s.Files
 	if b.Cgroup {
-		files = append(files[:len(files):len(files)], s.Cgroup)
+		files = append(slices.Clip(files), s.Cgroup)
 	}
 	var m startedBody
 	end := make(chan error, 1)

@@ -102,8 +102,7 @@ func (s *Server) answer(sock *fdpass.Socket, r reply, err error, out any, back *
 	}
 	if err != nil {
 		r.Err = err.Error()
-		var errno unix.Errno
-		if errors.As(err, &errno) {
+		if errno, ok := errors.AsType[unix.Errno](err); ok {
 			r.Errno = int(errno)
 		}
 	} else if back != nil {
