@@ -6,6 +6,9 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/lazymig/lazymig/keys"
 )
 
 // lines counts the journal's lines on the source's host.
@@ -90,4 +93,46 @@ func TestCutInRestore(t *testing.T) {
 	r.eventually("B to give up", func() bool { return slices.Equal(r.states(r.l.B), []string{"target aborted"}) })
 	r.runsOn(m, ch, 4, "the target has said nothing")
 	r.stood(m)
+}
+
+// TestCertificatesEnd: certificates that end in the middle end no migration. All connections are cut, the agent is another one, and the tree's files are reached again.
+func TestCertificatesEnd(t *testing.T) {
+	r := newHosts(t, "journal")
+	ag := r.agent(r.l.B)
+	r.sh(r.l.A, "mkdir /srv/j")
+	const journal = "/srv/j/journal"
+	p := r.spawn(r.l.A, r.dir+"/journal", "/srv/j")
+	grows := func(n int) {
+		t.Helper()
+		was := r.lines(journal)
+		r.eventually("journal to grow", func() bool { return r.lines(journal) > was+n })
+	}
+	r.eventually("journal to begin", func() bool { return r.sh(r.l.A, "cat "+journal+" 2>/dev/null; true") != "" })
+	pid, _ := r.move(r.l.A, r.l.B, p.Pid)
+	end := time.Now().Add(time.Second)
+	if err := keys.HostUntil(r.keys, end, r.l.A.Addr, r.l.B.Addr); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("certificates to end", func() bool { return time.Now().After(end) })
+	if err := r.l.CutLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	r.eventually("both sides to notice", func() bool {
+		return strings.Contains(ag.log.String(), "source's files is lost") && strings.Contains(r.sh(r.l.A, "cat /var/lib/lazymig/*.log"), "target is lost")
+	})
+	if err := r.l.RestoreLink(r.ctx); err != nil {
+		t.Fatal(err)
+	}
+	grows(20)
+	r.killAgent(ag)
+	r.agent(r.l.B)
+	if out := r.sh(r.l.A, r.lazymig+" check --to "+r.l.B.Addr+":"+agentPort+" --tls-dir "+r.keys+" 2>&1; true"); !strings.Contains(out, "expired") {
+		t.Errorf("what is new is not told that the certificates have ended: %s", out)
+	}
+	grows(20)
+	r.end(r.l.B, pid, "TERM")
+	r.clean()
+	if s := r.states(r.l.A); len(s) != 1 || s[0] != "source ended" { // told by the next agent
+		t.Errorf("records of A: %q", s)
+	}
 }

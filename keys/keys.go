@@ -7,7 +7,7 @@
 // that is its own. The CA's key is needed only to make host certificates; it need not be on the hosts.
 //
 // Files in a directory (a --tls-dir): ca.pem, ca-key.pem (CA), host.pem, host-key.pem. Keys are mode 0600. They are read
-// again at each handshake, so that a renewed certificate needs no restart.
+// again at each handshake, so that a renewed certificate needs no restart. A migration that has begun goes on with certificates that end in the middle (Since).
 package keys
 
 import (
@@ -67,8 +67,13 @@ func Init(dir string) error {
 	return writePair(dir, caCert, caKey, der, key)
 }
 
-// Host makes a certificate for all names (DNS names or IP addresses), signed by dir's CA.
+// Host makes a certificate for all names (DNS names or IP addresses), signed by dir's CA. It is good for two years.
 func Host(dir string, names ...string) error {
+	return HostUntil(dir, time.Now().Add(hostLife), names...)
+}
+
+// HostUntil is Host with the end of the certificate, to the second.
+func HostUntil(dir string, end time.Time, names ...string) error {
 	if len(names) == 0 {
 		return errors.New("make host certificate: no name or address given")
 	}
@@ -82,7 +87,7 @@ func Host(dir string, names ...string) error {
 	}
 	t := &x509.Certificate{
 		SerialNumber: serial(), Subject: pkix.Name{CommonName: names[0]},
-		NotBefore: time.Now().Add(-skew), NotAfter: time.Now().Add(hostLife),
+		NotBefore: time.Now().Add(-skew), NotAfter: end,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 	}
 	for _, n := range names {
@@ -127,7 +132,10 @@ func writePair(dir, cert, keyName string, der []byte, key *ecdsa.PrivateKey) err
 }
 
 // Keys is a --tls-dir.
-type Keys struct{ dir string }
+type Keys struct {
+	dir   string
+	since time.Time // zero: certificates have to be valid now
+}
 
 // Load looks whether dir has what a host needs.
 func Load(dir string) (*Keys, error) {
@@ -172,9 +180,12 @@ func (k *Keys) Server(allow ...string) *tls.Config {
 				return nil, err
 			}
 			cfg := base(c, pool)
-			if len(allow) > 0 {
-				cfg.VerifyConnection = func(s tls.ConnectionState) error { return allowed(s.PeerCertificates[0], allow) }
-			}
+			k.verify(cfg, pool, x509.ExtKeyUsageClientAuth, func(s tls.ConnectionState) error {
+				if len(allow) == 0 {
+					return nil
+				}
+				return allowed(s.PeerCertificates[0], allow)
+			})
 			return cfg, nil
 		},
 	}
@@ -188,6 +199,7 @@ func (k *Keys) Client(name string) (*tls.Config, error) {
 	}
 	cfg := base(c, pool)
 	cfg.ServerName = name
+	k.verify(cfg, pool, x509.ExtKeyUsageServerAuth, nil)
 	return cfg, nil
 }
 

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 func made(t *testing.T, names ...string) *Keys {
@@ -57,16 +58,31 @@ func handshake(t *testing.T, client, server *Keys, name string, allow ...string)
 	return cerr, <-got
 }
 
+type meeting struct {
+	what           string
+	client, server *Keys
+	name           string
+	allow          []string
+	want           string // "" = works
+}
+
+func (c meeting) run(t *testing.T) {
+	cerr, serr := handshake(t, c.client, c.server, c.name, c.allow...)
+	if c.want == "" {
+		if cerr != nil || serr != nil {
+			t.Fatalf("client: %v, server: %v", cerr, serr)
+		}
+		return
+	}
+	if both := errors.Join(cerr, serr); both == nil || !strings.Contains(both.Error(), c.want) {
+		t.Fatalf("client: %v, server: %v; want %q", cerr, serr, c.want)
+	}
+}
+
 func TestHandshake(t *testing.T) {
 	k := made(t, "alpha", "10.0.0.1")
 	foreign := made(t, "alpha")
-	for _, c := range []struct {
-		what           string
-		client, server *Keys
-		name           string
-		allow          []string
-		want           string // "" = works
-	}{
+	for _, c := range []meeting{
 		{"own", k, k, "alpha", nil, ""},
 		{"own by address", k, k, "10.0.0.1", nil, ""},
 		{"allowed", k, k, "alpha", []string{"10.0.0.1"}, ""},
@@ -74,18 +90,7 @@ func TestHandshake(t *testing.T) {
 		{"other name", k, k, "beta", nil, "valid for alpha"},
 		{"foreign client", foreign, k, "alpha", nil, "unknown authority"},
 	} {
-		t.Run(c.what, func(t *testing.T) {
-			cerr, serr := handshake(t, c.client, c.server, c.name, c.allow...)
-			if c.want == "" {
-				if cerr != nil || serr != nil {
-					t.Fatalf("client: %v, server: %v", cerr, serr)
-				}
-				return
-			}
-			if both := errors.Join(cerr, serr); both == nil || !strings.Contains(both.Error(), c.want) {
-				t.Fatalf("client: %v, server: %v; want %q", cerr, serr, c.want)
-			}
-		})
+		t.Run(c.what, c.run)
 	}
 }
 
@@ -106,5 +111,32 @@ func TestInitKeepsCA(t *testing.T) {
 	}
 	if _, err := Load(dir); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("Load without host certificate: %v", err)
+	}
+}
+
+// TestSince: who had a good certificate when it began goes on with it, and nobody else does.
+func TestSince(t *testing.T) {
+	k := made(t, "alpha", "beta")
+	begun := time.Now()
+	foreign := made(t, "alpha")
+	if err := HostUntil(k.dir, begun.Add(-time.Hour), "alpha", "beta"); err != nil {
+		t.Fatal(err)
+	}
+	if err := HostUntil(foreign.dir, begun.Add(-time.Hour), "alpha"); err != nil {
+		t.Fatal(err)
+	}
+	early, late := begun.Add(-2*time.Hour), begun
+	for _, c := range []meeting{
+		{"valid then", k.Since(early), k.Since(early), "alpha", []string{"beta"}, ""},
+		{"ended before", k.Since(late), k.Since(early), "alpha", nil, "expired"},
+		{"ended before, client", k.Since(early), k.Since(late), "alpha", nil, "expired"},
+		{"no time", k, k.Since(early), "alpha", nil, "expired"},
+		{"no time, client", k.Since(early), k, "alpha", nil, "expired"},
+		{"other name", k.Since(early), k.Since(early), "gamma", nil, "valid for alpha"},
+		{"not allowed", k.Since(early), k.Since(early), "alpha", []string{"gamma"}, "not among those allowed"},
+		{"foreign client", foreign.Since(early), k.Since(early), "alpha", nil, "unknown authority"},
+		{"foreign server", k.Since(early), foreign.Since(early), "alpha", nil, "unknown authority"},
+	} {
+		t.Run(c.what, c.run)
 	}
 }

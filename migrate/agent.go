@@ -185,7 +185,11 @@ func (a *Agent) drop(t *Target) {
 
 // control serves one control connection: a question about this host, a new migration, or one that goes on.
 func (a *Agent) control(ctx context.Context, nc net.Conn, id wire.ID, known func(), log *slog.Logger) {
-	c, tc, err := acceptWithin(a.patience, nc, a.keys.Server(a.opt.Allow...), wire.Hello{Lane: wire.LaneControl, ID: id, Features: a.features()})
+	k := a.keys
+	if t := a.target(id); t != nil { // it will have to show the token, too
+		k = k.Since(t.began)
+	}
+	c, tc, err := acceptWithin(a.patience, nc, k.Server(a.opt.Allow...), wire.Hello{Lane: wire.LaneControl, ID: id, Features: a.features()})
 	if err != nil {
 		log.Warn("control connection refused", "err", err)
 		nc.Close()

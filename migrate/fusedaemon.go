@@ -32,6 +32,7 @@ type laneConfig struct {
 	Token  wire.Token `json:"token"`
 	TLSDir string     `json:"tls_dir"`
 	Allow  []string   `json:"allow,omitempty"`
+	Since  time.Time  `json:"since"` // when the migration began
 }
 
 type fuseConfig struct {
@@ -131,7 +132,9 @@ func (p *fuseProcess) handle(m fuseMsg, files []*os.File) (err error) {
 		p.cfg, p.fuse = *m.Config, files[0]
 		p.outlives.Store(p.cfg.TakeOver)
 		p.handed.Store(p.cfg.Granted)
-		p.keys, err = keys.Load(p.cfg.TLSDir)
+		if p.keys, err = keys.Load(p.cfg.TLSDir); err == nil {
+			p.keys = p.keys.Since(p.cfg.Since)
+		}
 		return err
 	case m.Op == "lane" && len(files) == 1:
 		return p.lane(files[0], m.Clear)

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/lazymig/lazymig/dump"
 	"github.com/lazymig/lazymig/keys"
@@ -84,7 +85,7 @@ func (s *Source) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.d = &dialer{addr: s.opt.To, keys: k, id: s.opt.ID, token: newToken(), cleartext: s.opt.Cleartext}
+	s.d = &dialer{addr: s.opt.To, keys: k.Since(time.Now()), id: s.opt.ID, token: newToken(), cleartext: s.opt.Cleartext}
 	c, err := s.d.dial(ctx, wire.LaneControl)
 	if err != nil {
 		return err

@@ -59,7 +59,7 @@ func (g *going) dialer() (*dialer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &dialer{addr: g.Options.To, keys: k, id: g.Options.ID, token: g.Token, cleartext: g.Options.Cleartext}, nil
+	return &dialer{addr: g.Options.To, keys: k.Since(g.Frozen), id: g.Options.ID, token: g.Token, cleartext: g.Options.Cleartext}, nil
 }
 
 // resumeSource makes a Source of what stands after a grant. h is what a warden has handed over.

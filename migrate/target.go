@@ -42,6 +42,7 @@ type Target struct {
 	cur       *session           // the control connection, nil while the source is away; run's alone
 	keep      bool               // the tree outlives this run
 	missing   map[wire.Lane]bool // lanes that have been asked for, or are to be
+	began     time.Time
 	restoreMS float64
 	fillMS    float64
 	filled    *restore.Event // all memory was here before the grant
@@ -64,7 +65,7 @@ type Target struct {
 
 func newTarget(a *Agent, id wire.ID, m prepareMsg, log *slog.Logger) *Target {
 	return &Target{
-		a: a, id: id, msg: m, log: log,
+		a: a, id: id, msg: m, log: log, began: time.Now(),
 		sessions: make(chan *session), lanes: newLaneNews(), stop: make(chan struct{}), over: make(chan struct{}),
 		missing: map[wire.Lane]bool{},
 	}

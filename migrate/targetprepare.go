@@ -34,7 +34,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 		return fmt.Errorf("open /dev/fuse (is the fuse module there?): %w", err)
 	}
 	defer dev.Close()
-	lc := laneConfig{ID: t.id, Token: t.msg.Token, TLSDir: opt.TLSDir, Allow: opt.Allow}
+	lc := laneConfig{ID: t.id, Token: t.msg.Token, TLSDir: opt.TLSDir, Allow: opt.Allow, Since: t.began}
 	fuse, err := startFuseDaemon(t.a.free.Start, fuseConfig{laneConfig: lc, StoreDir: t.rec.Dir, Local: localFiles(), Stream: t.a.opt.StreamWrites}, dev,
 		func() { t.ask(wire.LaneFiles) }, t.log)
 	if err != nil {
@@ -72,7 +72,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 
 func (t *Target) handlerOptions() restore.HandlerOptions {
 	return restore.HandlerOptions{
-		TLSDir: t.a.opt.TLSDir, Token: t.msg.Token, Allow: t.a.opt.Allow, Connections: t.msg.Connections, MostConnections: t.msg.MostConnections,
+		TLSDir: t.a.opt.TLSDir, Token: t.msg.Token, Allow: t.a.opt.Allow, Since: t.began, Connections: t.msg.Connections, MostConnections: t.msg.MostConnections,
 		OnLaneLost: func(l wire.Lane) { t.ask(l) },
 	}
 }

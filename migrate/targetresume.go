@@ -87,6 +87,7 @@ func (a *Agent) found(ctx context.Context, k Known) (*Target, error) {
 		return nil, err
 	}
 	t := newTarget(a, k.ID, g.Msg, a.opt.Log.With("id", k.ID))
+	t.began = k.Entries[0].Time
 	t.tmp, t.restoreMS, t.state = g.Images, g.RestoreMS, k.Last().State
 	rec, err := openRecord(k)
 	if err != nil {

@@ -31,6 +31,7 @@ type handlerConfig struct {
 	Token  wire.Token
 	TLSDir string
 	Allow  []string
+	Since  time.Time
 	Debug  bool
 
 	Connections, MostConnections int // bulk lanes, see HandlerOptions
@@ -116,9 +117,11 @@ func handlerMain() error {
 	if h.cfg.Debug {
 		h.log = slog.New(lograte.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))).With("process", "handler")
 	}
-	if h.keys, err = keys.Load(h.cfg.TLSDir); err != nil {
+	k, err := keys.Load(h.cfg.TLSDir)
+	if err != nil {
 		return err
 	}
+	h.keys = k.Since(h.cfg.Since)
 	if err := h.meet(); err != nil {
 		return err
 	}

@@ -20,7 +20,8 @@ import (
 type HandlerOptions struct {
 	TLSDir string
 	Token  wire.Token
-	Allow  []string // names, one of which the source's certificate must have; empty: any of the CA
+	Since  time.Time // when the migration began, see keys.Since
+	Allow  []string  // names, one of which the source's certificate must have; empty: any of the CA
 	// Connections is how many bulk lanes there are from the first bulk want on, MostConnections how many there may be if more of them bring more. 0: one.
 	Connections, MostConnections int
 	// OnLaneLost is called, on a goroutine of its own, when the urgent or a bulk lane has to be dialed (again), for the
@@ -98,7 +99,7 @@ func (h *Handler) spawn(ctx context.Context) (*parts.Process, *fdpass.Socket, er
 		return nil, nil, err
 	}
 	cfg := handlerConfig{
-		ID: h.c.o.ID, Token: h.o.Token, TLSDir: h.o.TLSDir, Allow: h.o.Allow, Connections: h.o.Connections, MostConnections: h.o.MostConnections, Debug: h.c.log.Enabled(ctx, slog.LevelDebug),
+		ID: h.c.o.ID, Token: h.o.Token, TLSDir: h.o.TLSDir, Allow: h.o.Allow, Since: h.o.Since, Connections: h.o.Connections, MostConnections: h.o.MostConnections, Debug: h.c.log.Enabled(ctx, slog.LevelDebug),
 	}
 	err = sendMessage(sock, message{Op: opConfig}, cfg)
 	if err == nil {
