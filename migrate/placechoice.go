@@ -132,9 +132,9 @@ func (t *Target) differs(ctx context.Context, p string) (string, error) {
 
 // missingTop is the topmost of a path's directories that is not there, or it itself.
 func missingTop(p string) string {
-	at := ""
+	at := "/"
 	for name := range strings.SplitSeq(strings.Trim(p, "/"), "/") {
-		at += "/" + name
+		at = filepath.Join(at, name)
 		if _, err := os.Lstat(at); errors.Is(err, unix.ENOENT) {
 			return at
 		}
