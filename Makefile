@@ -3,7 +3,7 @@ PACKAGES = acl attr fio fuse3 gcc iproute2 libc6-dev nftables nginx-light nodejs
 RACE = ./wire ./images ./keys ./pagesrv ./preflight ./remotefs ./internal/fdpass ./internal/kerneltest ./setup
 UNIT = $(shell go list ./... | grep -v -x -e '.*/e2e' $(RACE:./%=-e '.*/lazymig/%'))
 TOOL = go tool -modfile=tools.mod
-FUZZTIME ?= 10s
+FUZZTIME ?= 60s
 BENCH ?=
 
 .PHONY: all build setup demo test unit race e2e test-faults soak test-seeded compare-cut vet lint vuln fmt fuzz bench bench-quick bench-files check clean
