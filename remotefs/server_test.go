@@ -194,6 +194,7 @@ func TestGrant(t *testing.T) {
 		"create":      func() error { _, _, err := c.Create(ctx, root, 1, "c", unix.O_RDWR, 0o600, 0); return err },
 		"tmpfile":     func() error { _, _, err := c.Tmpfile(ctx, root, 1, unix.O_RDWR, 0o600, 0); return err },
 		"write":       func() error { _, err := c.Write(ctx, root, f.Node, h, 0, 0, []byte("D")); return err },
+		"stream":      func() error { return c.Stream(ctx, root, f.Node, h, 1, 0, []byte("A"), func() {}) },
 		"fallocate":   func() error { return c.Fallocate(ctx, root, f.Node, h, 0, 0, 100) },
 		"setxattr":    func() error { return c.SetXattr(ctx, root, f.Node, "user.x", []byte("v"), 0, false) },
 		"removexattr": func() error { return c.RemoveXattr(ctx, root, f.Node, "user.x") },
@@ -217,7 +218,7 @@ func TestGrant(t *testing.T) {
 	}
 	s.Grant()
 	for _, name := range []string{
-		"setattr", "symlink", "mknod", "mkdir", "link", "create", "tmpfile", "write", "fallocate", "setxattr",
+		"setattr", "symlink", "mknod", "mkdir", "link", "create", "tmpfile", "write", "stream", "fallocate", "setxattr",
 		"removexattr", "copy", "rename", "unlink", "rmdir",
 	} {
 		if err := changes[name](); err != nil {
