@@ -1,5 +1,5 @@
 # Each target is one line; `make check` is what CI runs.
-PACKAGES = acl attr fio fuse3 gcc iproute2 libc6-dev nftables nginx-light nodejs openjdk-17-jre-headless patchelf postgresql procps python3 redis-server util-linux
+PACKAGES = acl attr fio fuse3 gcc iproute2 libc6-dev nftables nginx-light nodejs openjdk-17-jre-headless patchelf postgresql procps python3 redis-server systemd util-linux
 RACE = ./wire ./images ./keys ./pagesrv ./preflight ./remotefs ./internal/fdpass ./internal/kerneltest ./setup
 UNIT = $(shell go list ./... | grep -v -x -e '.*/e2e' $(RACE:./%=-e '.*/lazymig/%'))
 TOOL = go tool -modfile=tools.mod

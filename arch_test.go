@@ -21,7 +21,7 @@ var layers = [][]string{
 	{"migrate"},
 	{"dump", "restore", "lazyfs/store"},
 	{"lazyfs", "pagesrv", "remotefs", "preflight", "ahead", "hot", "restore/memory", "restore/detach", "lab"},
-	{"internal/parts"},
+	{"internal/parts", "internal/unit"},
 	{"images", "keys", "internal/criu", "internal/sqlite", "internal/kerneltest", "internal/fsmodel"},
 	{"setup", "wire", "internal/fdpass", "internal/pagemap", "internal/urgent", "internal/lograte", "internal/confine", "internal/budget", "internal/park"},
 }

@@ -64,6 +64,7 @@ type rig struct {
 	dir       string // of test programs, seen on both hosts
 	agents    map[*lab.Host]*agent
 	sourceEnv []string // of lazymig migrate, for package park
+	enter     []string // what runs lazymig migrate where it must run
 	via       string   // where agents are reached, if not where they are
 	last      *moved   // what the last move told
 }
@@ -315,7 +316,8 @@ func (r *rig) begin(from, to *lab.Host, pid int, args ...string) *migration {
 	if !slices.Contains(args, "--until") {
 		args = append(args, "--until", "drained")
 	}
-	g := &migration{r: r, cmd: from.Command(r.ctx, r.lazymig, args...)}
+	args = append(append(slices.Clone(r.enter), r.lazymig), args...)
+	g := &migration{r: r, cmd: from.Command(r.ctx, args[0], args[1:]...)}
 	g.cmd.Env = append(append(lab.Env(), loud), r.sourceEnv...)
 	g.cmd.Stdout, g.cmd.Stderr = &g.out, &g.errOut
 	if err := g.cmd.Start(); err != nil {

@@ -105,7 +105,7 @@ func ResumeHere(ctx context.Context, stateDir string, id wire.ID, tlsDir string,
 	if err != nil {
 		return fmt.Errorf("resume migration %v here: %w", id, err)
 	}
-	if err := dump.Thaw(g.Left); err != nil {
+	if err := errors.Join(dump.Thaw(g.Left), releaseUnit(r.Dir)); err != nil {
 		return err
 	}
 	log.Info("tree runs here again", "audit", true, "id", id, "pid", g.Options.PID, "why", note)

@@ -39,7 +39,9 @@ type SourceOptions struct {
 
 	Mode        string        `json:"mode,omitempty"`         // ModePost if empty
 	MaxDowntime time.Duration `json:"max_downtime,omitempty"` // for ModePre: what memory may take of it
-	Track       string        `json:"track,omitempty"`        // TrackAuto if empty
+	Unit        bool          `json:"unit,omitempty"`         // see sourceunit.go
+
+	Track string `json:"track,omitempty"` // TrackAuto if empty
 
 	Hot string `json:"hot,omitempty"` // how hot pages are found: hot.Auto (also if empty), hot.BPF, …
 
@@ -118,6 +120,7 @@ type Source struct {
 	last     progressMsg
 	since    time.Time // the target is away since then
 	abort    context.CancelCauseFunc
+	units    units
 }
 
 // NewSource makes a migration; emit gets every event.
@@ -195,6 +198,11 @@ func (s *Source) undo(cause error) error {
 			cause = errors.Join(cause, fmt.Errorf("thaw tree: %w", err))
 		}
 	}
+	if s.rec != nil && state == "running" {
+		if err := releaseUnit(s.rec.Dir); err != nil {
+			cause = errors.Join(cause, err)
+		}
+	}
 	s.copy.close() // writes are not tracked any more
 	if s.sess != nil {
 		_ = s.sess.send(wire.MsgAbort, nil) // if it is lost the target sees the connection end
@@ -238,6 +246,7 @@ func (s *Source) close() {
 			s.log.Error("take dump away", "err", err)
 		}
 	}
+	s.units.wg.Wait()
 	s.warden.over()
 	s.guest.close()
 	if s.rec != nil {
@@ -265,6 +274,9 @@ func (s *Source) untilGranted(ctx context.Context) error {
 	}
 	ctx, unwatched := s.sess.watch(ctx)
 	defer unwatched()
+	if err := s.holdUnit(); err != nil {
+		return stage("prepare", err)
+	}
 	if err := s.freeze(ctx); err != nil {
 		return stage("freeze", err)
 	}

@@ -27,11 +27,11 @@ func (s *Source) preflight(ctx context.Context) error {
 	}
 	s.rep = rep
 	for _, f := range rep.Findings {
-		if f.Level == preflight.Warn {
+		if f.Level == preflight.Warn && !s.told(f) {
 			s.notice("%s: %s %s", f.What, f.Why, f.Do)
 		}
 	}
-	if err := errors.Join(rep.Err(), preflight.Refusals(Streams(&rep.Want)), s.checkRemote()); err != nil {
+	if err := errors.Join(rep.Err(), preflight.Refusals(Streams(&rep.Want)), s.checkRemote(), s.checkUnit()); err != nil {
 		return err
 	}
 	s.log.Info("migration begins", "audit", true, "to", s.opt.To, "pid", s.opt.PID, "comm", rep.Tree.Tasks[0].Comm, "by", loginUser())

@@ -29,6 +29,7 @@ func (s *Source) whileServing(ctx context.Context) error {
 // serveOn serves until the tree has ended. Without a session it makes one.
 func (s *Source) serveOn(ctx context.Context) error {
 	s.confineServing()
+	s.later(disableUnit)
 	wait, born := backoffMin, time.Now()
 	for {
 		if s.sess == nil {
@@ -103,6 +104,8 @@ func (s *Source) takeBack(proof error) error {
 		e.Error, e.SourceState = proof.Error(), "frozen"
 	} else {
 		s.log.Info("tree runs here again", "audit", true, "pid", s.opt.PID, "why", proof)
+		s.units.wg.Wait()
+		s.later(releaseUnit)
 	}
 	s.event(e)
 	return proof
@@ -275,7 +278,7 @@ func (s *Source) drained(m progressMsg) {
 	}
 	s.holdOn(files)
 	park.At(s.log, "hold")
-	if err := s.dump.KillTree(); err != nil {
+	if err := s.killTree(); err != nil {
 		s.notice("the frozen tree could not be killed: %v; it never runs again, but its memory is not free", err)
 	}
 	s.copy.close()
@@ -340,7 +343,7 @@ func (s *Source) moved(m detachedMsg) {
 
 // detached: nothing is served any more.
 func (s *Source) detached(m detachedMsg) {
-	if err := s.dump.KillTree(); err != nil {
+	if err := s.killTree(); err != nil {
 		s.notice("the frozen tree could not be killed: %v", err)
 	}
 	s.note(Detached, "")
@@ -363,7 +366,7 @@ func (s *Source) tellCores(all []string) {
 }
 
 func (s *Source) exited(m exitedMsg) {
-	if err := s.dump.KillTree(); err != nil {
+	if err := s.killTree(); err != nil {
 		s.notice("the frozen tree could not be killed: %v", err)
 	}
 	s.tellCores(m.Cores)

@@ -281,6 +281,9 @@ func (w *warden) giveUp() error {
 		}
 		w.log.Warn("migration given up", "audit", true, "why", cause)
 	}
+	if err := releaseUnit(k.Dir); err != nil {
+		w.log.Error("give the unit back to systemd", "err", err)
+	}
 	g, err := readGoing(w.dir, w.id)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // the target has nothing that it would hold: without its connection it gives up

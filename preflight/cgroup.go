@@ -97,6 +97,9 @@ func cgroup2Mount(proc string) string {
 	return ""
 }
 
+// CodeUnit is the finding that the tree is a service of systemd.
+const CodeUnit = "systemd-unit"
+
 // checkCgroup reads the limits that the capsule gets again, and finds the tree's systemd unit.
 func (in *inspector) checkCgroup() {
 	root := in.tasks[0]
@@ -114,8 +117,8 @@ func (in *inspector) checkCgroup() {
 	if unit := unitOf(root.dir); unit != "" {
 		in.rep.Tree.Unit = unit
 		in.add(Finding{
-			"systemd-unit", Warn, root.PID, "it is the service " + unit,
-			"systemd sees it end here and may start it again; the unit does not exist at the target", "set Restart=no and disable the unit: systemctl set-property or edit --runtime",
+			CodeUnit, Warn, root.PID, "it is the service " + unit,
+			"systemd sees it end here and may start it again; the unit does not exist at the target", "migrate with --unit: systemd does neither then, and the unit is disabled",
 		})
 	}
 }

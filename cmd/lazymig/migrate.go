@@ -41,6 +41,7 @@ func migrateCommand() *cli.Command {
 			&cli.StringFlag{Name: "stdio", Value: migrate.StdioRelay, Usage: "`WHERE` standard streams go that others hold too: relay (to where they went, by the source), journal (the target's), null, or a file on the target"},
 			&cli.StringFlag{Name: "on-source-loss", Value: migrate.LossWait, Usage: "`WHAT` is done when this host is gone before all has moved: wait (for ever), or kill the process on the target after --source-loss-after"},
 			&cli.DurationFlag{Name: "source-loss-after", Value: 10 * time.Minute, Usage: "how `LONG` this host may be away"},
+			&cli.BoolFlag{Name: "unit", Usage: "the process is a service of systemd: keep that from killing or restarting it while it moves, and disable the unit here when it has moved"},
 			&cli.BoolFlag{Name: "accept-loss", Usage: "go on although CRIU loses protections (Landlock, MDWE, mseal)"},
 			&cli.BoolFlag{Name: "cleartext", Usage: "send pages and files unencrypted, for links that are encrypted already; the agent must run with --allow-cleartext"},
 			&cli.BoolFlag{Name: "remove-source-files", Usage: "remove what --with names from here when the process lives on its copies, each of them on the target's disk and compared"},
@@ -132,7 +133,7 @@ func doMigrate(c *cli.Context) error {
 	}
 	v, err := migrate.Start(migrate.SourceOptions{
 		ID: id, PID: c.Int("pid"), To: c.String("to"), StateDir: c.String("state-dir"), TLSDir: c.String("tls-dir"),
-		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
+		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Unit: c.Bool("unit"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
 		Mode: c.String("mode"), MaxDowntime: c.Duration("max-downtime"), Track: c.String("track"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"), Hot: c.String("hot"), Connections: connections,
 	}, logTo)
