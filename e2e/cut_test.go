@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/lazymig/lazymig/keys"
+	"github.com/lazymig/lazymig/lab"
 )
 
 // lines counts the journal's lines on the source's host.
@@ -21,20 +22,27 @@ func (r *rig) lines(path string) int {
 	return strings.Count(string(b), "\n")
 }
 
+const journalFile = "/srv/j/journal"
+
+// journaling starts a program that writes a journal line by line on A; grows waits for more than n lines.
+func (r *rig) journaling() (p *lab.Proc, grows func(n int)) {
+	r.t.Helper()
+	r.sh(r.l.A, "mkdir /srv/j")
+	p = r.spawn(r.l.A, r.dir+"/journal", "/srv/j")
+	r.eventually("journal to begin", func() bool { return r.sh(r.l.A, "cat "+journalFile+" 2>/dev/null; true") != "" })
+	return p, func(n int) {
+		r.t.Helper()
+		was := r.lines(journalFile)
+		r.eventually("journal to grow", func() bool { return r.lines(journalFile) > was+n })
+	}
+}
+
 // TestCutWhileDrained cuts the network while a moved program changes files at the source, until both sides have given their connections up, and
 // for moments that they sleep through: each change is done exactly once.
 func TestCutWhileDrained(t *testing.T) {
 	r := newHosts(t, "journal")
 	ag := r.agent(r.l.B)
-	r.sh(r.l.A, "mkdir /srv/j")
-	const journal = "/srv/j/journal"
-	p := r.spawn(r.l.A, r.dir+"/journal", "/srv/j")
-	grows := func(n int) {
-		t.Helper()
-		was := r.lines(journal)
-		r.eventually("journal to grow", func() bool { return r.lines(journal) > was+n })
-	}
-	r.eventually("journal to begin", func() bool { return r.sh(r.l.A, "cat "+journal+" 2>/dev/null; true") != "" })
+	p, grows := r.journaling()
 	pid, _ := r.move(r.l.A, r.l.B, p.Pid)
 	grows(50)
 	for n := range 2 {
@@ -60,7 +68,7 @@ func TestCutWhileDrained(t *testing.T) {
 		grows(5)
 	}
 	r.end(r.l.B, pid, "TERM")
-	b, err := os.ReadFile(r.l.A.Path(journal))
+	b, err := os.ReadFile(r.l.A.Path(journalFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -99,15 +107,7 @@ func TestCutInRestore(t *testing.T) {
 func TestCertificatesEnd(t *testing.T) {
 	r := newHosts(t, "journal")
 	ag := r.agent(r.l.B)
-	r.sh(r.l.A, "mkdir /srv/j")
-	const journal = "/srv/j/journal"
-	p := r.spawn(r.l.A, r.dir+"/journal", "/srv/j")
-	grows := func(n int) {
-		t.Helper()
-		was := r.lines(journal)
-		r.eventually("journal to grow", func() bool { return r.lines(journal) > was+n })
-	}
-	r.eventually("journal to begin", func() bool { return r.sh(r.l.A, "cat "+journal+" 2>/dev/null; true") != "" })
+	p, grows := r.journaling()
 	pid, _ := r.move(r.l.A, r.l.B, p.Pid)
 	end := time.Now().Add(time.Second)
 	if err := keys.HostUntil(r.keys, end, r.l.A.Addr, r.l.B.Addr); err != nil {
