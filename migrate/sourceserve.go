@@ -14,7 +14,7 @@ import (
 // whileServing is granted … ended: the tree is frozen here for good, and served to the target until that has all of it.
 func (s *Source) whileServing(ctx context.Context) error {
 	s.files.Grant()
-	s.lanes.redial = true
+	s.lanes.granted(ctx, s)
 	s.startRelay()
 	s.sess.carry(s.relay)
 	park.At(s.log, "granted")
