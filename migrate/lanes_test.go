@@ -32,32 +32,38 @@ func TestLanesAtGrant(t *testing.T) {
 			come <- c
 		}
 	}()
-	next := func() net.Conn {
+	next := func(want wire.Lane) net.Conn {
 		t.Helper()
-		select {
-		case c := <-come:
-			return c
-		case <-time.After(kerneltest.Patience):
-			t.Fatal("nobody dials")
-			return nil
+		late := time.After(kerneltest.Patience)
+		for {
+			select {
+			case c := <-come:
+				t.Cleanup(func() { c.Close() })
+				if p, err := wire.ReadPreamble(c); err != nil {
+					t.Error(err)
+				} else if p.Lane == want {
+					return c
+				}
+			case <-late:
+				t.Fatalf("nobody dials the lane %v", want)
+			}
 		}
 	}
 	s := &Source{log: slog.New(slog.DiscardHandler), d: &dialer{addr: ln.Addr().String(), keys: k}}
 	ctx, cancel := context.WithCancel(t.Context())
 	s.lanes.dial(ctx, s, []wire.Lane{wire.LaneUrgent})
-	next().Close()
+	next(wire.LaneUrgent).Close()
 	kerneltest.Eventually(t, "the lane to have failed", func() bool {
 		s.lanes.mu.Lock()
 		defer s.lanes.mu.Unlock()
 		return s.lanes.failed[wire.LaneUrgent]
 	})
 	s.lanes.dial(ctx, s, []wire.Lane{wire.LaneBulk})
-	dialing := next()
+	dialing := next(wire.LaneBulk)
 	cancel() // as the context of what comes before the grant
 	s.lanes.granted(t.Context(), s)
-	again := next()
-	defer again.Close() // the urgent lane's
+	next(wire.LaneUrgent)
 	dialing.Close()
-	defer next().Close()
+	next(wire.LaneBulk)
 	s.lanes.close()
 }
