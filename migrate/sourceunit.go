@@ -92,13 +92,18 @@ func (s *Source) holdUnit() error {
 // disableUnit is for after the grant, beside all else.
 func disableUnit(dir string) error {
 	u, ok, err := readUnit(dir)
-	if err != nil || !ok || u.Enabled {
+	if err != nil || !ok {
 		return err
 	}
-	if u.Enabled, err = unit.Enabled(u.Name); err != nil || !u.Enabled {
-		return err
+	if !u.Enabled { // else this process follows one that was killed here
+		if u.Enabled, err = unit.Enabled(u.Name); err != nil || !u.Enabled {
+			return err
+		}
+		if err := u.write(dir); err != nil {
+			return err
+		}
 	}
-	return errors.Join(u.write(dir), unit.Disable(u.Name))
+	return unit.Disable(u.Name)
 }
 
 // releaseUnit gives systemd the tree back, which runs here.
