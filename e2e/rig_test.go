@@ -35,6 +35,9 @@ const patience = 5 * time.Minute
 
 const agentPort = "7070"
 
+// agentArgs names the variable whose words each agent gets as arguments, to run all tests with an option that is not the default.
+const agentArgs = "LAZYMIG_E2E_AGENT"
+
 func TestMain(m *testing.M) {
 	lab.MaybeInit()
 	closeStray()
@@ -208,6 +211,7 @@ func (r *rig) agentWith(h *lab.Host, env []string, args ...string) *agent {
 	r.t.Helper()
 	a := &agent{log: &logBuffer{}}
 	args = append([]string{"agent", "--listen", h.Addr + ":" + agentPort, "--tls-dir", r.keys}, args...)
+	args = append(args, strings.Fields(os.Getenv(agentArgs))...)
 	a.cmd = h.Command(context.Background(), r.lazymig, args...)
 	a.cmd.Env = append(append(lab.Env(), loud), env...)
 	logEnd, stderr, err := os.Pipe() // a capsule outlives its agent, and goes on writing
