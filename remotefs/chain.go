@@ -16,7 +16,7 @@ type chain struct {
 	tails map[uint64]*keptAnswer // by node: the streamed write that was read last
 }
 
-// order is called in the order in which requests are read, before the next one is.
+// order is called with session.mu, in the order in which requests are taken, over whichever connection.
 func (c *chain) order(j *job) {
 	if j.op.fn == nil {
 		return

@@ -80,6 +80,42 @@ func TestStreamOrder(t *testing.T) {
 	}
 }
 
+// TestStreamTaken: a write gets its place when it is taken. If its connection is replaced just then, it comes again, and others after it, on the next one:
+// it must not wait for those, which wait for it.
+func TestStreamTaken(t *testing.T) {
+	l := newLine(t, t.TempDir())
+	_, err := l.c.GetAttr(ctx, wire.FileRootNode) // its own connection has been introduced
+	must(t, err)
+	s := l.server()
+	var links [2]*serverLink
+	for i := range links {
+		links[i] = &serverLink{gone: make(chan struct{})}
+	}
+	take := func(l *serverLink, id uint64) *job {
+		t.Helper()
+		s.sess.mu.Lock()
+		s.sess.cur, s.sess.known = l, true
+		if s.sess.kept == nil {
+			s.sess.kept = map[uint64]*keptAnswer{}
+		}
+		s.sess.mu.Unlock()
+		e := &wire.Encoder{}
+		e.U16(0)
+		e.U64(4711)
+		j, err := s.take(l, wire.Header{Type: wire.MsgFileStream, ID: id}, e.B)
+		must(t, err)
+		return j
+	}
+	first, again, second := take(links[0], 1), take(links[1], 1), take(links[1], 2)
+	s.order(first) // what else is done with a request that was read
+	if first.after != nil {
+		t.Error("the first write waits for others")
+	}
+	if again.kept != first.kept || second.after != (<-chan struct{})(first.kept.done) {
+		t.Error("the second write does not wait for the first")
+	}
+}
+
 // TestStreamError: a streamed write that fails says so, also where a part of it could be done.
 func TestStreamError(t *testing.T) {
 	l := newLine(t, t.TempDir())

@@ -48,8 +48,8 @@
 //
 // # Locks
 //
-// Server: quiet (shared by each request at work), then one of holdMu, table.mu, dirState.mu, session.mu, each without the others; below table.mu and
-// session.mu only journal.mu, which is held while the other process takes a message. Client: attachMu or sendMu, then mu. No lock is held in a system call that may wait for a disk,
+// Server: quiet (shared by each request at work), then one of holdMu, table.mu, dirState.mu, session.mu, each without the others; below session.mu chain.mu, below table.mu and
+// session.mu journal.mu, which is held while the other process takes a message. Client: attachMu or sendMu, then mu. No lock is held in a system call that may wait for a disk,
 // except journal.mu (a write to the page cache), dirState.mu (one reader of a directory handle at a time) and seeding.mu (one answer at a time), before table.mu, and but Client.sendMu none while the network may.
 // File locks are not served: the frozen tree still holds its own, a forwarded one would wait for ever.
 package remotefs

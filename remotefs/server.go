@@ -225,7 +225,6 @@ func (s *Server) serve(l *serverLink, wg *sync.WaitGroup) error {
 			return fmt.Errorf("file request %d: %w", h.Type, err)
 		}
 		s.order(j)
-		s.chain.order(j)
 		wait := wg
 		if j.op.frozen { // it may outlast the connection: its answer is kept
 			wait = &s.wg

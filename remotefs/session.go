@@ -141,7 +141,7 @@ func (s *Server) attach(l *serverLink) error {
 
 // take accepts a request, in the order in which they come: what it acknowledges is forgotten, and if it may be done only once it is
 // written down before it begins. A request of a connection that has been replaced is not begun: it comes again, or has done so, and
-// its answer may be forgotten already.
+// its answer may be forgotten already. Its place in the chain is given at once, too: else the next connection could be faster, and the request come to wait for what waits for it.
 func (s *Server) take(l *serverLink, h wire.Header, p []byte) (*job, error) {
 	j := &job{link: l, h: h, d: wire.NewDecoder(p)}
 	if h.Type == wire.MsgPing {
@@ -153,9 +153,19 @@ func (s *Server) take(l *serverLink, h wire.Header, p []byte) (*job, error) {
 	if n.cur != l {
 		return nil, fmt.Errorf("connection has been replaced")
 	}
+	if err := s.takeLocked(j); err != nil {
+		return nil, err
+	}
+	s.chain.order(j)
+	return j, nil
+}
+
+// takeLocked is take with session.mu.
+func (s *Server) takeLocked(j *job) error {
+	n := &s.sess
 	acks := int(j.d.U16())
 	if acks > wire.MaxFileAcks {
-		return nil, fmt.Errorf("%d acknowledgements: %w", acks, errProtocol)
+		return fmt.Errorf("%d acknowledgements: %w", acks, errProtocol)
 	}
 	for range acks {
 		id := j.d.U64()
@@ -170,27 +180,27 @@ func (s *Server) take(l *serverLink, h wire.Header, p []byte) (*job, error) {
 		}
 	}
 	if err := j.d.Err(); err != nil {
-		return nil, fmt.Errorf("%w: %w", errProtocol, err)
+		return fmt.Errorf("%w: %w", errProtocol, err)
 	}
-	j.op = ops[h.Type]
+	j.op = ops[j.h.Type]
 	if !j.op.once {
 		s.tab.journal.acked(n.acked) // its answer is not written down, and no request says this again once that has come
 		n.acked = nil
-		return j, nil
+		return nil
 	}
-	if j.kept = n.asked(h.ID); j.kept != nil {
+	if j.kept = n.asked(j.h.ID); j.kept != nil {
 		j.again = true
-		return j, nil
+		return nil
 	}
 	if len(n.kept) >= wire.MaxFileAcks {
-		return nil, fmt.Errorf("%d answers are not acknowledged: %w", len(n.kept), errProtocol)
+		return fmt.Errorf("%d answers are not acknowledged: %w", len(n.kept), errProtocol)
 	}
 	j.kept = &keptAnswer{done: make(chan struct{})}
-	n.kept[h.ID] = j.kept
-	if w, ok := n.begun[h.ID]; ok {
+	n.kept[j.h.ID] = j.kept
+	if w, ok := n.begun[j.h.ID]; ok {
 		j.begun = &w
 	}
-	return j, nil
+	return nil
 }
 
 // settle keeps the answer, first where it outlives this process.
