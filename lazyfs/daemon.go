@@ -293,6 +293,13 @@ func (d *Daemon) answer(in []byte) {
 // Settle waits until all that the tree has written is at the source. Who has stopped the tree finds it there afterwards.
 func (d *Daemon) Settle(ctx context.Context) error { return d.fs.stream.settle(ctx) }
 
+// Calm is Settle for who is about to stop the tree, so that the stop does not wait for all that lies in the window: for some seconds after it writes go to the source one by one.
+func (d *Daemon) Calm(ctx context.Context) error { return d.fs.stream.becalm(ctx) }
+
+// Unheard tells of which files writes have failed after the tree had been told that they are done, and it has not heard of it since, by fsync or close.
+// Once its descriptors are others it never would.
+func (d *Daemon) Unheard() map[uint64]error { return d.fs.stream.errs.unheard() }
+
 // Busy says that an operation is at work.
 func (d *Daemon) Busy() bool { return d.busy.Load() > 0 }
 

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -115,6 +116,8 @@ func helper(conf string) error {
 		d.fs.stream.spare, d.fs.stream.stays = 0, time.Hour
 	}
 	fmt.Println("ready")
+	var calm sync.WaitGroup
+	defer calm.Wait()
 	for in := bufio.NewScanner(os.Stdin); in.Scan(); {
 		switch in.Text() {
 		case "grant":
@@ -143,6 +146,31 @@ func helper(conf string) error {
 			}
 			fmt.Println("streamed", s.taken, "rooms", rooms, "pending", len(s.nodes))
 			s.mu.Unlock()
+		case "calm": // for ever
+			d.fs.stream.calms = time.Hour
+			calm.Go(func() {
+				if err := d.Calm(context.Background()); err != nil {
+					fmt.Println(err)
+					return
+				}
+				fmt.Println("calm")
+			})
+		case "ask": // for the source's room again and again
+			s := d.fs.stream
+			s.mu.Lock()
+			s.stays = 0
+			s.mu.Unlock()
+			fmt.Println("asks")
+		case "calming":
+			s := d.fs.stream
+			s.mu.Lock()
+			fmt.Println("calming", s.calmers)
+			s.mu.Unlock()
+		case "settle":
+			if err := d.Settle(context.Background()); err != nil {
+				return err
+			}
+			fmt.Println("settled unheard", len(d.Unheard()))
 		case "cut":
 			_ = client.Close()
 			fmt.Println("cut")

@@ -3,8 +3,9 @@ package lazyfs
 import "time"
 
 // A write that finds no room shall fail at once, where programs look for it, not at fsync or close. So the source is asked how much room there is where a file lies, and where little is left nothing
-// is streamed. Limits that statfs does not show (quotas of users) are told late.
+// is streamed. Limits that statfs does not show (quotas of users) are told late, once: a file of which a streamed write has failed is not streamed any more.
 type room struct {
+	never  bool
 	known  bool
 	asking bool
 	asked  time.Time
@@ -23,7 +24,7 @@ func (s *stream) hasRoom(node uint64, n int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.roomLocked(node)
-	return r.known && r.free >= s.spent-r.spent+uint64(n)+s.spare // spent is for all files: they may lie on the same disk
+	return r.known && !r.never && r.free >= s.spent-r.spent+uint64(n)+s.spare // spent is for all files: they may lie on the same disk
 }
 
 // roomLocked asks again, behind the caller's back, when what is known is old.
@@ -74,5 +75,5 @@ func (s *stream) learnRoom(node uint64) {
 func (s *stream) noRoom(node uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.roomLocked(node).known = false
+	s.roomLocked(node).never = true
 }

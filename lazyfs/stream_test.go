@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/lazymig/lazymig/internal/kerneltest"
 )
 
 // streams waits until writes to f are streamed: the first ones may wait for the source, until it has said how much room there is.
@@ -142,6 +144,47 @@ func TestStreamAway(t *testing.T) {
 	has(t, filepath.Join(r.src, "log"), string(want))
 }
 
+// TestStreamCalm: before a stop all that was streamed is brought to the source, and what is written meanwhile, and for a while after it, waits for the source.
+func TestStreamCalm(t *testing.T) {
+	r := newRigWith(t, true, helperConf{Src: t.TempDir(), Store: t.TempDir(), Plugs: true})
+	f, err := os.Create(filepath.Join(r.mnt, "f"))
+	must(t, err)
+	defer f.Close()
+	r.streams(f, []byte("0"))
+	must(t, f.Sync())
+	r.say("unplug", "unplugged")
+	for i := range 50 {
+		_, err := f.WriteAt([]byte{'a' + byte(i%26)}, int64(i))
+		must(t, err)
+	}
+	before, _, pending := r.streamed()
+	if pending != 1 {
+		t.Errorf("%d files have pending writes", pending)
+	}
+	_, err = fmt.Fprintln(r.in, "calm")
+	must(t, err)
+	kerneltest.Eventually(t, "calm to begin", func() bool { return r.say("calming", "calming") == "calming 1" })
+	late := make(chan error, 1)
+	go func() {
+		_, err := f.WriteAt([]byte("late"), 50)
+		late <- err
+	}()
+	_, err = fmt.Fprintln(r.in, "plug")
+	must(t, err)
+	for _, s := range []string{r.expect(""), r.expect("")} {
+		if s != "plugged" && s != "calm" {
+			t.Errorf("helper says %q", s)
+		}
+	}
+	must(t, <-late)
+	_, err = f.WriteAt([]byte("later"), 54)
+	must(t, err)
+	if n, _, pending := r.streamed(); n != before || pending != 0 {
+		t.Errorf("%d writes are streamed in a calm, and %d files have pending ones", n-before, pending)
+	}
+	has(t, filepath.Join(r.src, "f"), "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxlatelater")
+}
+
 // TestStreamErrors: the error of a write that the tree went on after is told once by each open file, by fsync or by close, and a later one has nothing to do with it.
 func TestStreamErrors(t *testing.T) {
 	src := t.TempDir()
@@ -165,7 +208,15 @@ func TestStreamErrors(t *testing.T) {
 		_, err := f.Write([]byte("does not fit"))
 		must(t, err)
 	}
+	unheard := func(n int) {
+		t.Helper()
+		if got := r.say("settle", "settled"); got != fmt.Sprint("settled unheard ", n) {
+			t.Errorf("%s, want %d", got, n)
+		}
+	}
+	unheard(2)
 	wantErr(t, "fsync", a.Sync(), unix.ENOSPC)
+	unheard(1)
 	must(t, a.Sync())
 	late := open("f")
 	must(t, late.Sync())
@@ -173,6 +224,7 @@ func TestStreamErrors(t *testing.T) {
 	wantErr(t, "close", b.Close(), unix.ENOSPC)
 	must(t, a.Sync())
 	wantErr(t, "close", c.Close(), unix.ENOSPC)
+	unheard(0)
 	if _, err := a.WriteAt([]byte("again"), 0); !errors.Is(err, unix.ENOSPC) { // it waits for the source now
 		t.Errorf("write after that: %v", err)
 	}
@@ -184,6 +236,15 @@ func TestStreamErrors(t *testing.T) {
 	must(t, err)
 	must(t, a.Sync())
 	has(t, filepath.Join(src, "f"), "again")
+	r.say("ask", "asks") // there is room, so the source says
+	before, _, _ := r.streamed()
+	for range 50 {
+		_, err := a.WriteAt([]byte("more"), 0)
+		must(t, err)
+	}
+	if n, _, _ := r.streamed(); n != before {
+		t.Errorf("%d writes to a file of which some have failed are streamed", n-before)
+	}
 }
 
 // TestStreamKilled kills daemons with a window full of writes of which the source has seen none, or some: all are there in the end, once and in their order.

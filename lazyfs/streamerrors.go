@@ -25,7 +25,8 @@ type keptErrors struct {
 type nodeError struct {
 	Count uint64        `json:"count"`
 	Errno syscall.Errno `json:"errno"`
-	Last  uint64        `json:"last"` // record
+	Last  uint64        `json:"last"`            // record
+	Heard uint64        `json:"heard,omitempty"` // of these somebody has heard
 }
 
 type handleError struct {
@@ -69,7 +70,7 @@ func (x *streamErrors) add(node uint64, errnum syscall.Errno, record uint64) err
 	if e.Last >= record {
 		return nil
 	}
-	x.kept.Nodes[node] = nodeError{Count: e.Count + 1, Errno: errnum, Last: record}
+	x.kept.Nodes[node] = nodeError{Count: e.Count + 1, Errno: errnum, Last: record, Heard: e.Heard}
 	return x.saveLocked()
 }
 
@@ -95,12 +96,30 @@ func (x *streamErrors) take(node, h, by uint64) error {
 	switch {
 	case k.Count < e.Count:
 		x.kept.Handles[h] = handleError{Node: node, Count: e.Count, By: by, Errno: e.Errno}
+		e.Heard = e.Count
+		x.kept.Nodes[node] = e
 		_ = x.saveLocked() // a successor would tell it once more
 		return errno(e.Errno)
 	case k.By == by && by != 0:
 		return errno(k.Errno)
 	}
 	return nil
+}
+
+// unheard are the nodes with an error that nobody has heard of, as no open file has been synced or closed since.
+func (x *streamErrors) unheard() map[uint64]error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var all map[uint64]error
+	for node, e := range x.kept.Nodes {
+		if e.Heard < e.Count {
+			if all == nil {
+				all = map[uint64]error{}
+			}
+			all[node] = e.Errno
+		}
+	}
+	return all
 }
 
 func (x *streamErrors) released(h uint64) {

@@ -31,6 +31,7 @@ const (
 	mostTries  = 20
 	mostStops  = 3               // of the tree, for nothing
 	settleTime = 2 * time.Second // the tree is stopped meanwhile; a source that does not answer must not hold it for longer
+	calmTime   = 2 * time.Minute // for what streamed writes have under way (package lazyfs, stream.go), while the tree runs
 	leaveTime  = 30 * time.Second
 )
 
@@ -244,6 +245,9 @@ func (t *Target) switchOver(ctx context.Context, dev uint64) (*detachedMsg, erro
 			err = &detach.Stuck{Reasons: stuck}
 		}
 		if err == nil {
+			err = t.calm(ctx)
+		}
+		if err == nil {
 			var m *detachedMsg
 			if err = t.choosePlaces(func(p string) (string, error) { return t.differs(ctx, p) }); err == nil {
 				m, err = t.switchApart(ctx, dev)
@@ -266,6 +270,13 @@ func (t *Target) switchOver(ctx context.Context, dev uint64) (*detachedMsg, erro
 			return nil, context.Cause(ctx)
 		}
 	}
+}
+
+// calm lets what the tree has written arrive at the source, so that the stop does not last as long as the line needs for it.
+func (t *Target) calm(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, calmTime, errors.New("the source does not answer"))
+	defer cancel()
+	return t.fuse.storeCalm(ctx)
 }
 
 // stuck is what keeps the tree from being moved, while it runs.

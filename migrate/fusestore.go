@@ -1,6 +1,7 @@
 package migrate
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,7 +24,8 @@ type storeMsg struct {
 	Paths  []string        `json:"paths,omitempty"`  // differs, remove
 	Single bool            `json:"single,omitempty"` // differs: they are single files
 	Most   int             `json:"most,omitempty"`   // differs
-	Within time.Duration   `json:"within,omitempty"` // settle: nobody waits for it any longer
+	Calm   bool            `json:"calm,omitempty"`   // status: see storeCalm
+	Within time.Duration   `json:"within,omitempty"` // nobody waits for it any longer
 	Error  string          `json:"error,omitempty"`
 	Result json.RawMessage `json:"result,omitempty"`
 	File   string          `json:"file,omitempty"` // holds the result, which is too long for a message
@@ -71,14 +73,23 @@ func (d *fuseDaemon) storeFiles(ctx context.Context) (f []store.File, err error)
 	return f, err
 }
 
-// storeSettle completes the store. The tree must be stopped, and what it has mapped and written must have been written back by fsync.
-// After an error, and if anything is undecided, the tree goes on as before.
-func (d *fuseDaemon) storeSettle(ctx context.Context) (st store.Settled, err error) {
-	q := storeMsg{Do: "settle"}
+// storeCalm is before the tree is stopped: what it has written is brought to the source, and for a while each write waits for that.
+func (d *fuseDaemon) storeCalm(ctx context.Context) error {
+	return d.askStore(ctx, within(ctx, storeMsg{Do: "status", Calm: true}), nil)
+}
+
+// within tells how long ctx lasts.
+func within(ctx context.Context, q storeMsg) storeMsg {
 	if end, ok := ctx.Deadline(); ok {
 		q.Within = time.Until(end)
 	}
-	err = d.askStore(ctx, q, &st)
+	return q
+}
+
+// storeSettle completes the store. The tree must be stopped, and what it has mapped and written must have been written back by fsync.
+// After an error, and if anything is undecided, the tree goes on as before.
+func (d *fuseDaemon) storeSettle(ctx context.Context) (st store.Settled, err error) {
+	err = d.askStore(ctx, within(ctx, storeMsg{Do: "settle"}), &st)
 	return st, err
 }
 
@@ -257,6 +268,11 @@ func (p *fuseProcess) answer(q storeMsg, v any, err error) {
 }
 
 func doStore(ctx context.Context, d *lazyfs.Daemon, s *store.Store, q storeMsg) (any, error) {
+	if q.Within != 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, q.Within, errors.New("the source does not answer"))
+		defer cancel()
+	}
 	switch q.Do {
 	case "move":
 		if q.Want == nil {
@@ -265,16 +281,16 @@ func doStore(ctx context.Context, d *lazyfs.Daemon, s *store.Store, q storeMsg) 
 		s.Move(*q.Want)
 		return nil, nil
 	case "status":
+		if q.Calm {
+			if err := written(ctx, d.Calm, d, s); err != nil {
+				return nil, err
+			}
+		}
 		return s.Status(), nil
 	case "files":
 		return s.Files(), nil
 	case "settle":
-		if q.Within != 0 {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeoutCause(ctx, q.Within, errors.New("the source does not answer"))
-			defer cancel()
-		}
-		if err := d.Settle(ctx); err != nil { // the tree stands still: what it has written is told to the store
+		if err := written(ctx, d.Settle, d, s); err != nil { // the tree stands still: what it has written is told to the store
 			return nil, err
 		}
 		return s.Settle(ctx)
@@ -292,6 +308,17 @@ func doStore(ctx context.Context, d *lazyfs.Daemon, s *store.Store, q storeMsg) 
 		return nil, s.Done()
 	}
 	return nil, fmt.Errorf("the store can't %q", q.Do)
+}
+
+// written waits until what the tree has written is at the source. What failed there the tree must have heard of: it can't any more once its descriptors are of local files.
+func written(ctx context.Context, wait func(context.Context) error, d *lazyfs.Daemon, s *store.Store) error {
+	if err := wait(ctx); err != nil {
+		return err
+	}
+	for node, err := range d.Unheard() {
+		return fmt.Errorf("what was written to %s could not be done at the source, and the tree has not asked by fsync or close: it would never hear of it: %w", cmp.Or(s.Path(node), "a file without a name"), err)
+	}
+	return nil
 }
 
 // storeFor is the store that a question is about. It is made, empty, when files shall move, and by no other question: that is about the store of a daemon

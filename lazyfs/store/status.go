@@ -76,6 +76,19 @@ func (s *Store) Status() Status {
 	return st
 }
 
+// Path is where a file is, below the root; empty: it has no name, or is none of those that come.
+func (s *Store) Path(node uint64) string {
+	s.tree.RLock()
+	defer s.tree.RUnlock()
+	s.mu.Lock()
+	o := s.byNode[node]
+	s.mu.Unlock()
+	if o == nil {
+		return ""
+	}
+	return s.path(o)
+}
+
 // Files lists all files, by path.
 func (s *Store) Files() []File {
 	s.tree.RLock()

@@ -90,7 +90,7 @@ func (s *Store) change(node uint64, fn func(*object)) {
 		return
 	}
 	fn(o)
-	o.own = true
+	o.own, o.suspect = true, false // it was the tree that a look at the source may have seen before this
 	s.dirty[o] = struct{}{}
 	s.wakeUp()
 }
