@@ -44,7 +44,8 @@ def step(n):
     os.link(mine + "/named", mine + "/linked")
     os.unlink(mine + "/named")
     os.unlink(mine + "/linked")
-    assert os.pread(fd, 100, 0) == b"contents" and os.fstat(fd).st_nlink == 0
+    got, st = os.pread(fd, 100, 0), os.fstat(fd)
+    assert (got, st.st_nlink, st.st_size) == (b"contents", 0, 8), (n, got, st)
     os.close(fd)
     os.mkdir(mine + "/dir")
     os.symlink("x", mine + "/dir/sym")
