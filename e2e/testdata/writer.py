@@ -45,7 +45,8 @@ def step(n):
     os.unlink(mine + "/named")
     os.unlink(mine + "/linked")
     got, st = os.pread(fd, 100, 0), os.fstat(fd)
-    assert (got, st.st_nlink, st.st_size) == (b"contents", 0, 8), (n, got, st)
+    # Frozen between the two, the file has one name more as long as the source keeps the tree (dump/remap.go).
+    assert (got, st.st_size) == (b"contents", 8) and st.st_nlink <= 1, (n, got, st)
     os.close(fd)
     os.mkdir(mine + "/dir")
     os.symlink("x", mine + "/dir/sym")
