@@ -97,8 +97,8 @@ func TestReadsCopy(t *testing.T) {
 	if got := r.read("f"); !bytes.Equal(got, want) {
 		t.Errorf("%d bytes while somebody may write", len(got))
 	}
-	if after := r.served(); after-before != uint64(len(want)) {
-		t.Errorf("%d bytes were read at the source while somebody may write", after-before)
+	if after := r.served(); after-before < uint64(len(want)) { // more where the copy is made again beside it
+		t.Errorf("only %d bytes were read at the source while somebody may write", after-before)
 	}
 }
 
