@@ -13,7 +13,8 @@ type Options struct {
 	PID        int    // root of the tree, as this process sees it
 	CriuPath   string // both empty: criu.Find decides
 	CriuPrefix string
-	WorkDir    string // on a tmpfs; empty: a directory is made in one, and removed by Close
+	WorkDir    string // on a tmpfs; empty: a directory is made by images.MakeDir, and removed by Close
+	Disk       string // for images.MakeDir: a directory, whatever file system it has; empty: images stay in memory
 	ID         wire.ID
 	Log        *slog.Logger
 

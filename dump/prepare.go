@@ -10,12 +10,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/lazymig/lazymig/wire"
+	"github.com/lazymig/lazymig/images"
 )
 
 func (d *Dump) makeDirs() error {
 	if d.o.WorkDir == "" {
-		dir, err := makeTemp(d.o.ID)
+		dir, err := images.MakeDir("lazymig-"+d.o.ID.String()[:8]+"-", d.o.Disk)
 		if err != nil {
 			return err
 		}
@@ -28,20 +28,6 @@ func (d *Dump) makeDirs() error {
 		}
 	}
 	return nil
-}
-
-// makeTemp makes a directory in memory: images hold the tree's memory and never touch a disk.
-func makeTemp(id wire.ID) (string, error) {
-	for _, parent := range []string{"/run", "/dev/shm", "/tmp"} {
-		var st unix.Statfs_t
-		if err := unix.Statfs(parent, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
-			continue
-		}
-		if dir, err := os.MkdirTemp(parent, "lazymig-"+id.String()[:8]+"-"); err == nil {
-			return dir, nil
-		}
-	}
-	return "", errors.New("make working directory: no tmpfs that can be written to at /run, /dev/shm or /tmp: mount one")
 }
 
 // closeImages takes from others what CRIU gives them: it makes images with mode 0644 (criu/include/image-desc.h, CR_FD_PERM). Their directory lets

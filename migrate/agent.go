@@ -25,6 +25,7 @@ type AgentOptions struct {
 	Clear       bool   // take pages and files without TLS from those who ask for it
 	// StreamWrites lets trees go on before what they write to files at the source has arrived there (package lazyfs, stream.go).
 	StreamWrites bool
+	ImagesOnDisk bool     // beside the records, not on a tmpfs
 	Allow        []string // names of certificates that may connect; none = all of this CA
 	Starter      *Starter // does what this process may not; nil: it may
 	CRIUPath     string   // as criu.Find says
@@ -258,7 +259,7 @@ func whileAlive[T any](c *wire.Conn, do func() T) T {
 
 func (a *Agent) facts(ctx context.Context) preflight.Facts {
 	f := a.free.facts(ctx)
-	f.AheadRoom = a.aheadRoom()
+	f.AheadRoom, f.ImagesOnDisk = a.aheadRoom(), a.opt.ImagesOnDisk
 	return f
 }
 

@@ -54,6 +54,8 @@ type SourceOptions struct {
 	RemoveFiles bool   `json:"remove_files,omitempty"` // what With names, when the tree lives on the target's copies
 	InPlace     bool   `json:"in_place,omitempty"`     // what With names goes to its own path on the target
 	Overwrite   bool   `json:"overwrite,omitempty"`    // whatever is there
+
+	ImagesOnDisk bool `json:"images_on_disk,omitempty"` // beside the record, not on a tmpfs
 }
 
 const (

@@ -131,6 +131,7 @@ func (s *Source) prepare(ctx context.Context) error {
 		TCPClose: want.TCPClose, ShellJob: want.ShellJob, GhostLimit: want.GhostLimit,
 		Datagrams:   len(want.Datagrams) > 0,
 		EagerShared: s.eagerShared,
+		Disk:        onDisk(s.opt.ImagesOnDisk, s.rec.Dir),
 		External:    s.stdioExternal(),
 		GrantRecord: filepath.Join(s.rec.Dir, "record"), GrantMark: grantMark,
 		KeeperArgv: []string{s.opt.Exe, dump.KeeperArg},

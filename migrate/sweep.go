@@ -4,9 +4,9 @@ import (
 	"context"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"time"
 
+	"github.com/lazymig/lazymig/images"
 	"github.com/lazymig/lazymig/restore"
 )
 
@@ -59,12 +59,9 @@ func sweepOne(k Known, free restore.Free, log *slog.Logger) State {
 	if l, err := findCarrier(k.Dir, func([]uint32) {}, log); err == nil {
 		l.close()
 	}
-	for _, base := range tmpfsBases {
-		dirs, _ := filepath.Glob(filepath.Join(base, "lazymig-"+k.ID.String()[:8]+"-*")) // the pattern is good
-		for _, d := range dirs {
-			if err := os.RemoveAll(d); err != nil {
-				log.Error("remove images", "id", k.ID, "err", err)
-			}
+	for _, d := range images.FindDirs(imagesName(k.ID), k.Dir) {
+		if err := os.RemoveAll(d); err != nil {
+			log.Error("remove images", "id", k.ID, "err", err)
 		}
 	}
 	end, why := Aborted, "the agent ended before the grant"

@@ -24,7 +24,7 @@ type Target struct {
 	log *slog.Logger
 
 	rec     *Record
-	tmp     string // images, on tmpfs
+	tmp     string // images, on a tmpfs if AgentOptions.ImagesOnDisk does not say otherwise
 	sink    *imageSink
 	ahead   *aheadSink
 	hot     []memory.HotPages // to be pushed first

@@ -7,8 +7,7 @@ import (
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/lazymig/lazymig/images"
 	"github.com/lazymig/lazymig/restore"
 	"github.com/lazymig/lazymig/wire"
 )
@@ -24,7 +23,7 @@ func (t *Target) prepare(ctx context.Context, s *session) error {
 	if err != nil {
 		return err
 	}
-	if t.tmp, err = tmpfsDir(t.id); err != nil {
+	if t.tmp, err = images.MakeDir(imagesName(t.id), onDisk(opt.ImagesOnDisk, t.rec.Dir)); err != nil {
 		return err
 	}
 	t.sink = newImageSink(t.tmp)
@@ -109,23 +108,15 @@ func localFiles() map[string][]byte {
 	return map[string][]byte{"/run/criu.kdat": b}
 }
 
-// tmpfsBases are where images may lie while they are needed.
-var tmpfsBases = []string{"/run", "/dev/shm", "/tmp"}
+// imagesName begins the name of a migration's directory of images.
+func imagesName(id wire.ID) string { return "lazymig-" + id.String()[:8] + "-" }
 
-// tmpfsDir makes a directory in memory: images are memory of the tree and never touch a disk.
-func tmpfsDir(id wire.ID) (string, error) {
-	for _, base := range tmpfsBases {
-		var st unix.Statfs_t
-		if unix.Statfs(base, &st) != nil || st.Type != unix.TMPFS_MAGIC {
-			continue
-		}
-		dir, err := os.MkdirTemp(base, "lazymig-"+id.String()[:8]+"-")
-		if err != nil {
-			return "", fmt.Errorf("make directory for images: %w", err)
-		}
-		return dir, nil
+// onDisk is where images go if they may go to a disk, beside the record: what is left there goes with it.
+func onDisk(may bool, dir string) string {
+	if may {
+		return dir
 	}
-	return "", errors.New("no tmpfs for images at /run, /dev/shm or /tmp: mount one")
+	return ""
 }
 
 const cleanAgain = time.Second

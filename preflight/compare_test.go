@@ -57,6 +57,7 @@ func TestCompare(t *testing.T) {
 		"memory, just short": {func(_ *Tree, _, b *Facts) { b.MemFree = 1<<30 + 1<<30/10 - 1 }, "memory", Refuse},
 		"disk":               {func(_ *Tree, _, b *Facts) { b.StateFree = 1 << 30 }, "disk", Refuse},
 		"run":                {func(_ *Tree, _, b *Facts) { b.RunFree = 1 << 20 }, "run-space", Refuse},
+		"images on disk":     {func(_ *Tree, _, b *Facts) { b.RunFree, b.ImagesOnDisk, b.StateFree = 0, true, 1<<30 }, "disk", Refuse},
 		"shared memory":      {func(tree *Tree, _, _ *Facts) { tree.EagerBytes = 2 << 30 }, "run-space", Refuse},
 		"port taken":         {func(_ *Tree, _, b *Facts) { b.Bound = []Listen{{"tcp", "10.0.0.7", 6379}} }, "port-taken", Refuse},
 		"port taken by v6":   {func(_ *Tree, _, b *Facts) { b.Bound = []Listen{{"tcp6", "::", 80}} }, "port-taken", Refuse},

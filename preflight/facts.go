@@ -32,28 +32,30 @@ type HostOptions struct {
 
 // Facts is what one host tells the other of itself.
 type Facts struct {
-	HostName  string          `json:"host_name"`
-	Kernel    string          `json:"kernel"`
-	Arch      string          `json:"arch"`
-	PageSize  int             `json:"page_size"`
-	CPUs      int             `json:"cpus"`
-	CPUModel  string          `json:"cpu_model"`
-	CPUFlags  []string        `json:"cpu_flags"`
-	MemTotal  uint64          `json:"mem_total"`
-	MemFree   uint64          `json:"mem_free"`             // MemAvailable, and no more than a cgroup lets this process use
-	AheadRoom uint64          `json:"ahead_room,omitempty"` // bytes that an agent keeps of memory that is copied ahead
-	PidMax    int             `json:"pid_max"`
-	StateDir  string          `json:"state_dir"`
-	StateFree uint64          `json:"state_free"` // bytes free below StateDir
-	RunFree   uint64          `json:"run_free"`   // bytes free on /run, where images go
-	RunTmpfs  bool            `json:"run_tmpfs"`
-	Addresses []string        `json:"addresses"` // of its network namespace
-	Bound     []Listen        `json:"bound"`     // ports that are taken
-	LSM       []string        `json:"lsm"`
-	Profiles  []string        `json:"profiles"` // AppArmor's
-	CRIU      string          `json:"criu"`     // version, empty: none
-	CRIUError string          `json:"criu_error,omitempty"`
-	Features  map[string]bool `json:"features"`
+	HostName  string   `json:"host_name"`
+	Kernel    string   `json:"kernel"`
+	Arch      string   `json:"arch"`
+	PageSize  int      `json:"page_size"`
+	CPUs      int      `json:"cpus"`
+	CPUModel  string   `json:"cpu_model"`
+	CPUFlags  []string `json:"cpu_flags"`
+	MemTotal  uint64   `json:"mem_total"`
+	MemFree   uint64   `json:"mem_free"`             // MemAvailable, and no more than a cgroup lets this process use
+	AheadRoom uint64   `json:"ahead_room,omitempty"` // bytes that an agent keeps of memory that is copied ahead
+	PidMax    int      `json:"pid_max"`
+	StateDir  string   `json:"state_dir"`
+	StateFree uint64   `json:"state_free"` // bytes free below StateDir
+	RunFree   uint64   `json:"run_free"`   // bytes free on /run, where images go
+	RunTmpfs  bool     `json:"run_tmpfs"`
+	// ImagesOnDisk: they go to StateDir.
+	ImagesOnDisk bool            `json:"images_on_disk,omitempty"`
+	Addresses    []string        `json:"addresses"` // of its network namespace
+	Bound        []Listen        `json:"bound"`     // ports that are taken
+	LSM          []string        `json:"lsm"`
+	Profiles     []string        `json:"profiles"` // AppArmor's
+	CRIU         string          `json:"criu"`     // version, empty: none
+	CRIUError    string          `json:"criu_error,omitempty"`
+	Features     map[string]bool `json:"features"`
 }
 
 // maxBound bounds the list of ports: it goes over the wire.

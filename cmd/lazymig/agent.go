@@ -20,6 +20,7 @@ func agentCommand() *cli.Command {
 			&cli.BoolFlag{Name: "stream-writes", Usage: "let trees go on before what they write to files at the source has arrived there; close and fsync wait"},
 			&cli.BoolFlag{Name: "allow-cleartext", Usage: "take pages and files unencrypted from who asks for it with --cleartext: for links that are encrypted already"},
 			&cli.StringFlag{Name: "ahead-memory", Usage: "most `BYTES`, with K, M or G, that are kept of memory that comes ahead of one process (default: three quarters of what is free)"},
+			&cli.BoolFlag{Name: "images-on-disk", Usage: "keep images of processes, which hold parts of their memory, in the state directory while they are restored, not on a tmpfs"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(),
 			&cli.BoolFlag{Name: "debug", Usage: "log more"},
 		},
@@ -50,7 +51,7 @@ func agentCommand() *cli.Command {
 			defer starter.Close()
 			a, err := migrate.NewAgent(migrate.AgentOptions{
 				Listen: c.String("listen"), StateDir: dir, TLSDir: c.String("tls-dir"), Allow: c.StringSlice("allow"), Clear: c.Bool("allow-cleartext"), StreamWrites: c.Bool("stream-writes"),
-				AheadMemory: room, CRIUPath: path, CRIUPref: prefix, Starter: starter, Log: log,
+				ImagesOnDisk: c.Bool("images-on-disk"), AheadMemory: room, CRIUPath: path, CRIUPref: prefix, Starter: starter, Log: log,
 			})
 			if err != nil {
 				return err

@@ -50,6 +50,7 @@ func migrateCommand() *cli.Command {
 			&cli.StringFlag{Name: "bwlimit", Usage: "bytes a second, as `RATE` with K, M or G (1,024s), that memory and files together may take of the line; what a process waits for does not wait, but counts"},
 			&cli.StringFlag{Name: "connections", Value: "1", Usage: "over how many connections memory is pushed, `N` up to " + strconv.Itoa(wire.MaxBulk) + ", or auto: one, and more where round trip or CPUs suggest it and as long as each brings more"},
 			&cli.StringFlag{Name: "compress", Value: pagesrv.CompressAuto, Usage: "`HOW` memory that is pushed is compressed: auto (by what line and CPU give at the moment), none, s2 or zstd"},
+			&cli.BoolFlag{Name: "images-on-disk", Usage: "keep the images, which hold parts of the process's memory, in the state directory until they are sent, not on a tmpfs (the agent has a flag of its own)"},
 			stateDirFlag(), tlsDirFlag(), criuFlag(), jsonFlag(),
 			&cli.StringFlag{Name: "log", Usage: "`FILE` for the log of the process that serves the tree (default: beside its record)"},
 		},
@@ -136,6 +137,7 @@ func doMigrate(c *cli.Context) error {
 		CRIUPath: path, CRIUPrefix: prefix, AcceptLoss: c.Bool("accept-loss"), Unit: c.Bool("unit"), Cleartext: c.Bool("cleartext"), Stdio: c.String("stdio"), Exe: exe,
 		OnSourceLoss: c.String("on-source-loss"), LossAfter: c.Duration("source-loss-after"),
 		Mode: c.String("mode"), MaxDowntime: c.Duration("max-downtime"), Track: c.String("track"), Until: until, With: c.StringSlice("with"), Local: c.StringSlice("local"), Remote: remote, RemoveFiles: c.Bool("remove-source-files"), InPlace: c.Bool("in-place"), Overwrite: c.Bool("overwrite"), BwLimit: limit, Compress: c.String("compress"), Hot: c.String("hot"), Connections: connections,
+		ImagesOnDisk: c.Bool("images-on-disk"),
 	}, logTo)
 	if err != nil {
 		return err
