@@ -8,7 +8,7 @@
 // # How it copies
 //
 // An object is one file of the source, found by its node there, whatever names it has. lazyfs tells of each change after the source has
-// answered (watch.go), and that only marks: ranges to be copied, attributes to be looked at, directories to be listed. A round (store.go) works
+// answered (watch.go), and that only marks: ranges to be copied, attributes to be looked at, directories to be listed. A round (round.go) works
 // the marks off: it lists (names.go), decides (plan.go, walk.go), gives the copies names, copies and verifies contents (data.go), then sets attributes
 // (attr.go), last those of directories. Marks are taken before the source is read, so what is written meanwhile is marked again. The
 // background makes rounds all the time, Settle the last ones.
