@@ -119,7 +119,7 @@ func (n *namespaces) recheck() error {
 	}
 	found, err := sysVIn(n.ipc)
 	if err == nil && found {
-		err = fmt.Errorf("System V memory, semaphores or a queue have been made since the preparation; remedy: try again: %w", ErrChanged)
+		err = fmt.Errorf("the tree's IPC namespace has got System V memory, semaphores or a queue since the preparation; remedy: try again: %w", ErrChanged)
 	}
 	return err
 }

@@ -180,8 +180,12 @@ func findOffsets() (o offsets, err error) {
 		in, name string
 		to       *uint32
 	}{
-		{"task_struct", "files", &o.files}, {"files_struct", "fdt", &o.fdt}, {"fdtable", "fd", &o.fd}, {"file", "private_data", &o.private},
-		{"mm_struct", "pgd", &o.pgd}, {"mm_struct", "arg_start", &o.args},
+		{"task_struct", "files", &o.files},
+		{"files_struct", "fdt", &o.fdt},
+		{"fdtable", "fd", &o.fd},
+		{"file", "private_data", &o.private},
+		{"mm_struct", "pgd", &o.pgd},
+		{"mm_struct", "arg_start", &o.args},
 	} {
 		var s *btf.Struct
 		if err := spec.TypeByName(f.in, &s); err != nil {

@@ -162,8 +162,10 @@ func mountFiles(args []string) error {
 	if err != nil {
 		return err
 	}
-	d, err := lazyfs.Start(context.Background(), lazyfs.Options{FuseFD: fd, Remote: client, StoreDir: "/var/lib/lazymig", Log: stderrLog(),
-		Stream: true, Keep: func(int) error { return nil }}) // as if another daemon could follow
+	d, err := lazyfs.Start(context.Background(), lazyfs.Options{
+		FuseFD: fd, Remote: client, StoreDir: "/var/lib/lazymig", Log: stderrLog(),
+		Stream: true, Keep: func(int) error { return nil }, // as if another daemon could follow
+	})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"math"
@@ -79,33 +80,34 @@ func judgeModes(w io.Writer, path string) error {
 	}
 	order, cells := medians(rows)
 	fixed := modesOfMatrix[:len(modesOfMatrix)-1]
-	fmt.Fprintf(w, "pause / stall / sent MB = score; medians\n\n| line | writes | MB |")
+	var out bytes.Buffer
+	fmt.Fprintf(&out, "pause / stall / sent MB = score; medians\n\n| line | writes | MB |")
 	for _, m := range fixed {
-		fmt.Fprintf(w, " %s |", m)
+		fmt.Fprintf(&out, " %s |", m)
 	}
-	fmt.Fprint(w, " auto's own | chose | best | chosen / best |\n|---|---|---|")
+	fmt.Fprint(&out, " auto's own | chose | best | chosen / best |\n|---|---|---|")
 	for range len(fixed) + 4 {
-		fmt.Fprint(w, "---|")
+		fmt.Fprint(&out, "---|")
 	}
-	fmt.Fprintln(w)
+	fmt.Fprintln(&out)
 	right, alike, judged := 0, 0, 0
 	for _, c := range order {
 		best, bestMode := math.Inf(1), ""
-		fmt.Fprintf(w, "| %s | %s | %d |", c.line, c.writes, c.mb)
+		fmt.Fprintf(&out, "| %s | %s | %d |", c.line, c.writes, c.mb)
 		for _, m := range fixed {
 			f, ok := cells[c][m]
 			if !ok {
-				fmt.Fprint(w, " – |")
+				fmt.Fprint(&out, " – |")
 				continue
 			}
-			fmt.Fprintf(w, " %s |", f)
+			fmt.Fprintf(&out, " %s |", f)
 			if f.score < best {
 				best, bestMode = f.score, m
 			}
 		}
 		auto, ok := cells[c][migrate.ModeAuto]
 		if !ok || len(cells[c]) < 3 {
-			fmt.Fprintf(w, " – | – | %s | – |\n", bestMode)
+			fmt.Fprintf(&out, " – | – | %s | – |\n", bestMode)
 			continue
 		}
 		// Each move by auto is judged by itself: it may choose differently.
@@ -126,13 +128,14 @@ func judgeModes(w io.Writer, path string) error {
 				worst, said = ratio, r.chosen
 			}
 		}
-		fmt.Fprintf(w, " %s | %s | %s | %.2f |\n", auto, said, bestMode, worst)
+		fmt.Fprintf(&out, " %s | %s | %s | %.2f |\n", auto, said, bestMode, worst)
 	}
 	if judged > 0 {
-		fmt.Fprintf(w, "\nauto's choice is within %.0f %% of the best in %d of %d moves, and in %d more within %.0f ms, which is noise: %.0f %%\n",
+		fmt.Fprintf(&out, "\nauto's choice is within %.0f %% of the best in %d of %d moves, and in %d more within %.0f ms, which is noise: %.0f %%\n",
 			(near-1)*100, right, judged, alike, noise, 100*float64(right+alike)/float64(judged))
 	}
-	return nil
+	_, err = w.Write(out.Bytes())
+	return err
 }
 
 func (f modeFigures) String() string {

@@ -121,10 +121,10 @@ func (r *report) quick(w io.Writer, line lineResult) error {
 	var err error
 	for _, q := range []ratio{
 		{what: fmt.Sprintf("pause at %d MB / at %d MB", most, least), value: r.median("lazymig", most, pause) / r.median("lazymig", least, pause), aim: 1.3, bound: 4},
-		{what: fmt.Sprintf("pause / stock's at %d MB", most), value: r.ratio("lazymig", most, pause), aim: 0.7, bound: 2},
-		{what: fmt.Sprintf("drain in MB/s / stock's at %d MB", most), value: r.ratio("lazymig", most, (*outcome).drainMBs), aim: 3, bound: 0.4, more: true},
-		{what: fmt.Sprintf("fault p50 / stock's at %d MB", most), value: r.ratio("lazymig", most, p50), aim: 1, bound: 4},
-		{what: fmt.Sprintf("fault p99 / stock's at %d MB", most), value: r.ratio("lazymig", most, p99), aim: 0.33, bound: 3},
+		{what: fmt.Sprintf("pause / stock's at %d MB", most), value: r.ratio(most, pause), aim: 0.7, bound: 2},
+		{what: fmt.Sprintf("drain in MB/s / stock's at %d MB", most), value: r.ratio(most, (*outcome).drainMBs), aim: 3, bound: 0.4, more: true},
+		{what: fmt.Sprintf("fault p50 / stock's at %d MB", most), value: r.ratio(most, p50), aim: 1, bound: 4},
+		{what: fmt.Sprintf("fault p99 / stock's at %d MB", most), value: r.ratio(most, p99), aim: 0.33, bound: 3},
 		{what: fmt.Sprintf("fault p50 / an empty round trip (%.0f µs)", trip), value: r.median("lazymig", most, p50) / trip, aim: (trip + 50) / trip, bound: (trip + 2000) / trip},
 		{what: fmt.Sprintf("fault p99 while it drains / 1 ms at %d MB", most), value: r.median("lazymig", most, p99) / 1000, aim: 1, bound: 50},
 		{what: fmt.Sprintf("drain / a bare copy over TLS (%.0f MB/s)", line.mbs()), value: r.median("lazymig", most, (*outcome).drainMBs) / line.mbs(), aim: 0.7, bound: 0.05, more: true},

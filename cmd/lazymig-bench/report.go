@@ -71,9 +71,9 @@ func formatted(format string, f float64) string {
 	return fmt.Sprintf(format, f)
 }
 
-// ratio is how much of stock CRIU's figure a system's is.
-func (r *report) ratio(system string, mb int, of func(*outcome) float64) float64 {
-	return r.median(system, mb, of) / r.median("stock", mb, of)
+// ratio is how much of stock CRIU's figure lazymig's is.
+func (r *report) ratio(mb int, of func(*outcome) float64) float64 {
+	return r.median("lazymig", mb, of) / r.median("stock", mb, of)
 }
 
 // number is what JSON can hold: null where nothing was measured.

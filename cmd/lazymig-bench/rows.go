@@ -49,13 +49,14 @@ func (r *row) String() string {
 	if r.reason != "" {
 		return fmt.Sprintf("%s: FAILED: %s", r.cell, r.reason)
 	}
-	s := r.cell.String() + ":"
+	var s strings.Builder
+	s.WriteString(r.cell.String() + ":")
 	for _, c := range figureColumns {
 		if v := r.get(c); !math.IsNaN(v) {
-			s += fmt.Sprintf(" %s %.4g", c, v)
+			fmt.Fprintf(&s, " %s %.4g", c, v)
 		}
 	}
-	return s
+	return s.String()
 }
 
 func (r *row) record() []string {
@@ -98,7 +99,7 @@ func parseRow(rec []string) (r row, err error) {
 		return f
 	}
 	list := func(s string) (l []float64) {
-		for _, w := range strings.Fields(s) {
+		for w := range strings.FieldsSeq(s) {
 			l = append(l, num(w))
 		}
 		return l

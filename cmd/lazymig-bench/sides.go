@@ -77,7 +77,7 @@ func (s *sides) setApart(first int) error {
 	if err != nil {
 		return fmt.Errorf("set the load apart: %w", err)
 	}
-	for _, pid := range strings.Fields(string(pids)) {
+	for pid := range strings.FieldsSeq(string(pids)) {
 		if pid == strconv.Itoa(first) {
 			continue
 		}

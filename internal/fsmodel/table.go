@@ -93,7 +93,12 @@ func sameSteps(t *testing.T, got, want []string) {
 // inventory is all that a directory has, with contents and extended attributes.
 func inventory(t *testing.T, dir string) (all []string) {
 	t.Helper()
-	err := filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	err = filepath.WalkDir(dir, func(p string, e fs.DirEntry, err error) error {
 		if err != nil || p == dir {
 			return err
 		}
@@ -107,7 +112,11 @@ func inventory(t *testing.T, dir string) (all []string) {
 		}
 		s = fmt.Sprintf("%.60q %s %s", strings.TrimPrefix(p, dir), s, names)
 		if e.Type().IsRegular() {
-			b, err := os.ReadFile(p)
+			name, err := filepath.Rel(dir, p)
+			if err != nil {
+				return err
+			}
+			b, err := root.ReadFile(name)
 			if err != nil {
 				return err
 			}

@@ -136,10 +136,12 @@ func (u *User) Make(p, contents string, mode uint32) {
 	u.Fchmod(fd, mode)
 }
 
+// Write tells how much was written.
 func (u *User) Write(fd int, s string) {
 	u.run(func() (string, error) { n, err := unix.Write(fd, []byte(s)); return fmt.Sprint(n), err }, "write", s)
 }
 
+// Pread tells what was read.
 func (u *User) Pread(fd, n int, off int64) {
 	u.run(func() (string, error) {
 		b := make([]byte, n)
@@ -148,66 +150,83 @@ func (u *User) Pread(fd, n int, off int64) {
 	}, "pread", n, " ", off)
 }
 
+// Truncate is truncate(2), by name.
 func (u *User) Truncate(p string, n int64) {
 	u.call(func() error { return unix.Truncate(p, n) }, "truncate", p, " ", n)
 }
 
+// Ftruncate is Truncate of what is open.
 func (u *User) Ftruncate(fd int, n int64) {
 	u.call(func() error { return unix.Ftruncate(fd, n) }, "ftruncate", n)
 }
 
+// Fallocate is fallocate(2), with its modes.
 func (u *User) Fallocate(fd int, mode uint32, off, n int64) {
 	u.call(func() error { return unix.Fallocate(fd, mode, off, n) }, "fallocate", mode, " ", off, " ", n)
 }
 
+// Chmod follows links.
 func (u *User) Chmod(p string, mode uint32) {
 	u.call(func() error { return unix.Chmod(p, mode) }, "chmod", p, oct(mode))
 }
 
+// Fchmod is Chmod of what is open.
 func (u *User) Fchmod(fd int, mode uint32) {
 	u.call(func() error { return unix.Fchmod(fd, mode) }, "fchmod", oct(mode))
 }
 
+// Chown follows links; -1 leaves an id as it is.
 func (u *User) Chown(p string, uid, gid int) {
 	u.call(func() error { return unix.Fchownat(unix.AT_FDCWD, p, uid, gid, 0) }, "chown", p, " ", uid, " ", gid)
 }
 
+// Lchown is Chown of a link itself.
 func (u *User) Lchown(p string, uid, gid int) {
 	u.call(func() error { return unix.Lchown(p, uid, gid) }, "lchown", p, " ", uid, " ", gid)
 }
 
+// Fchown is Chown of what is open.
 func (u *User) Fchown(fd, uid, gid int) {
 	u.call(func() error { return unix.Fchown(fd, uid, gid) }, "fchown", uid, " ", gid)
 }
 
+// Link gives p the name q, too; a link as p is not followed.
 func (u *User) Link(p, q string) {
 	u.call(func() error { return unix.Link(p, q) }, "link", p, " ", q)
 }
 
+// LinkFollow is Link of what p points to.
 func (u *User) LinkFollow(p, q string) {
 	u.call(func() error { return unix.Linkat(unix.AT_FDCWD, p, unix.AT_FDCWD, q, unix.AT_SYMLINK_FOLLOW) }, "link followed", p, " ", q)
 }
 
+// Symlink makes p point to to.
 func (u *User) Symlink(to, p string) {
 	u.call(func() error { return unix.Symlink(to, p) }, "symlink", to, " ", p)
 }
 
+// Unlink takes a name away, not a directory's.
 func (u *User) Unlink(p string) { u.call(func() error { return unix.Unlink(p) }, "unlink", p) }
 
+// Rmdir removes an empty directory.
 func (u *User) Rmdir(p string) { u.call(func() error { return unix.Rmdir(p) }, "rmdir", p) }
 
+// Mkdir makes a directory; the umask applies.
 func (u *User) Mkdir(p string, mode uint32) {
 	u.call(func() error { return unix.Mkdir(p, mode) }, "mkdir", p, oct(mode))
 }
 
+// Mkfifo makes a named pipe; the umask applies.
 func (u *User) Mkfifo(p string, mode uint32) {
 	u.call(func() error { return unix.Mkfifo(p, mode) }, "mkfifo", p, oct(mode))
 }
 
+// Mknod makes what the type in mode says; the umask applies.
 func (u *User) Mknod(p string, mode uint32, dev int) {
 	u.call(func() error { return unix.Mknod(p, mode, dev) }, "mknod", p, oct(mode), " ", dev)
 }
 
+// Rename is renameat2(2): flags may be RENAME_NOREPLACE or RENAME_EXCHANGE.
 func (u *User) Rename(p, q string, flags uint) {
 	u.call(func() error { return unix.Renameat2(unix.AT_FDCWD, p, unix.AT_FDCWD, q, flags) }, "rename", p, " ", q, " ", flags)
 }
@@ -233,10 +252,12 @@ func (u *User) Touch(p string) {
 	}, "touch", p)
 }
 
+// Setxattr does not follow links; flags may be XATTR_CREATE or XATTR_REPLACE.
 func (u *User) Setxattr(p, name string, v []byte, flags int) {
 	u.call(func() error { return unix.Lsetxattr(p, name, v, flags) }, "setxattr", p, " ", name, " ", len(v), " ", flags)
 }
 
+// Getxattr tells an attribute's length and its first bytes; with size 0 the length alone.
 func (u *User) Getxattr(p, name string, size int) {
 	u.run(func() (string, error) {
 		b := make([]byte, size)
@@ -245,6 +266,7 @@ func (u *User) Getxattr(p, name string, size int) {
 	}, "getxattr", p, " ", name, " ", size)
 }
 
+// Removexattr does not follow links.
 func (u *User) Removexattr(p, name string) {
 	u.call(func() error { return unix.Lremovexattr(p, name) }, "removexattr", p, " ", name)
 }

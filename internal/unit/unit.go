@@ -138,7 +138,7 @@ func neverRestarts(ctx context.Context, c *dbus.Conn, name string) error {
 		return err
 	}
 	if r, _ := p.Value.Value().(string); r != "no" {
-		return fmt.Errorf("Restart=%s: %w", r, errNotHeld)
+		return fmt.Errorf("it has Restart=%s: %w", r, errNotHeld)
 	}
 	return nil
 }
