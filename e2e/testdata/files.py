@@ -1,4 +1,4 @@
-# files.py DIR: forty open files, readers, writers, appenders, unlinked ones, mappings shared and private, all at work in threads, and 64 mappings more. On SIGUSR1 it checks
+# files.py DIR: forty open files, readers, writers, appenders, unlinked ones, mappings shared and private, a FIFO, all at work in threads, and 64 mappings more. On SIGUSR1 it checks
 # them all, and that what a program does later still works: threads, fork, exec, modules that it has never opened. On SIGUSR2 its own script starts it again.
 import mmap, os, random, signal, subprocess, sys, threading, time
 
@@ -47,6 +47,12 @@ for i in range(4):
     files.append(["private", f, bytearray(b), m])
 assert len(files) == 40
 still = [mmap.mmap(x[1].fileno(), 4096, prot=mmap.PROT_READ) for x in (files[:10] * 7)[:64]]  # each with a descriptor of its own
+if not os.path.exists("fifo"):
+    os.mkfifo("fifo")
+taker = os.open("fifo", os.O_RDONLY | os.O_NONBLOCK)
+giver = os.open("fifo", os.O_WRONLY)
+os.set_blocking(taker, True)
+in_fifo = [0, 0]  # numbers that were written, and read
 lock = threading.Lock()
 steps = [0]
 
@@ -71,6 +77,28 @@ def work(mine, seed):
         time.sleep(0.005)
 
 
+
+
+def pipeline():  # 500 numbers are on the way
+    while True:
+        with lock:
+            os.write(giver, b"%09d\n" % in_fifo[0])
+            in_fifo[0] += 1
+            take()
+        time.sleep(0.001)
+
+
+def take():
+    got = os.read(taker, 10)
+    if got != b"%09d\n" % in_fifo[1]:
+        in_fifo.append("%r instead of number %d" % (got, in_fifo[1]))
+    in_fifo[1] += 1
+
+
+for f in [b"%09d\n" % n for n in range(500)]:
+    os.write(giver, f)
+in_fifo[0] = 500
+threading.Thread(target=pipeline, daemon=True).start()
 for k in range(4):
     threading.Thread(target=work, args=(files[k::4], k), daemon=True).start()
 
@@ -99,6 +127,16 @@ def check():
                     bad.append("%s: it has a name" % f.name)
             if got != want:
                 bad.append("%s %s: %d bytes are not the %d that it has to hold" % (kind, f.name, len(got), len(want)))
+        by_name = os.open("fifo", os.O_WRONLY | os.O_NONBLOCK)
+        os.write(by_name, b"%09d\n" % in_fifo[0])
+        os.close(by_name)
+        in_fifo[0] += 1
+        while in_fifo[1] < in_fifo[0]:
+            take()
+        for n in range(500):
+            os.write(giver, b"%09d\n" % (in_fifo[0] + n))
+        in_fifo[0] += 500
+        bad += in_fifo[2:]
     for i, m in enumerate(still):
         if m[:] != files[i % 10][2][:4096]:
             bad.append("mapping %d of %s" % (i, files[i % 10][1].name))

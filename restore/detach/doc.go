@@ -10,7 +10,7 @@
 //	reach     what the new root needs of the old one to take its place is opened (oldroot.go), and what stays on it
 //	settle    the caller brings the last bytes over and names the local file of each inode
 //	mount     the new root and its binds, over the old root; /proc, /dev, /sys … moved there
-//	open      each open file description once, with the flags, offset, flock and OFD locks of the old one
+//	open      each open file description once, with the flags, offset, flock and OFD locks of the old one; FIFOs with what is in them (fifo.go)
 //	prepare   in each process: descriptors received at free numbers, mappings made at free addresses, modified private
 //	          pages copied there, directories entered, sockets listening. All of it can be undone
 //	pivot     the new root becomes the root: from here it is finished, not undone

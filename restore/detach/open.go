@@ -59,6 +59,9 @@ const openFlags = unix.O_ACCMODE | unix.O_APPEND | unix.O_NONBLOCK | unix.O_DSYN
 
 // openAll opens all descriptions anew and what mappings, directories and executables need.
 func (w *switching) openAll() error {
+	if err := w.fillFIFOs(); err != nil {
+		return err
+	}
 	if err := w.inRoot.do(w.openFiles); err != nil {
 		return err
 	}
@@ -96,7 +99,12 @@ func (w *switching) openFiles() error {
 			flags |= unix.O_NOFOLLOW
 		}
 		var err error
-		if d.file, err = w.openHere(d.obj.ino, flags); err != nil {
+		if d.kind == fifo {
+			d.file, err = w.openFIFO(d)
+		} else {
+			d.file, err = w.openHere(d.obj.ino, flags)
+		}
+		if err != nil {
 			return fmt.Errorf("descriptor %d of process %d (%s): %w", d.fd, d.pid, d.obj.path, err)
 		}
 	}

@@ -40,6 +40,7 @@ const (
 	regular kind = iota // also what is opened by its path alone (O_PATH)
 	directory
 	device
+	fifo
 	inotify
 	unixSocket
 	stream // of this process's Streams
@@ -143,7 +144,7 @@ func look(o *Options, tasks []*task, flags flagCache) (*survey, error) {
 		s.processes = append(s.processes, p)
 	}
 	s.watched()
-	return s, s.unpollable()
+	return s, errors.Join(s.unpollable(), s.unreadable())
 }
 
 // place finds out what a task shares with those before it.

@@ -103,6 +103,8 @@ func (s *survey) lookAtFile(d *description, link string) error {
 		if unix.Major(st.Rdev) != 1 { // null, zero, random …: any other may have a state
 			s.stick("%s, a device", what)
 		}
+	case unix.S_IFIFO:
+		d.kind = fifo
 	default:
 		s.stick("%s, which is neither file nor directory", what)
 	}

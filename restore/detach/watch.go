@@ -214,7 +214,7 @@ func (s *survey) watched() {
 	for _, p := range s.processes {
 		p.epolls = slices.DeleteFunc(p.epolls, func(it epollItem) bool {
 			replaced := slices.ContainsFunc(p.fds, func(d descriptor) bool {
-				return d.fd == it.fd && (d.desc.kind == inotify || d.desc.kind == unixSocket || d.desc.kind == stream)
+				return d.fd == it.fd && slices.Contains([]kind{fifo, inotify, unixSocket, stream}, d.desc.kind)
 			})
 			if !replaced || it.set.done[it.fd] || !watches(p.tid, it.epoll, it.fd) {
 				return true

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -39,8 +40,9 @@ static void fail(const char *f, ...) {
 
 struct box { volatile uint64_t a, b, child, eintr, asleep; };
 static struct box *box; // shared mapping of /shared
-static int data, dupdata, cloexec, gone, logfd, dirfd_, locked, flocked, ofd, ino, lis, dgram, ep, epl, opath, wd1, wd3, stay, staydir;
+static int data, dupdata, cloexec, gone, logfd, dirfd_, locked, flocked, ofd, ino, lis, dgram, ep, epl, opath, wd1, wd3, stay, staydir, fr, fw, frw, fep;
 static char *priv, *ro, *staymap;
+static volatile int woken, met;
 static int idle[2], childcmd[2], childans[2];
 static volatile int ticks;
 static pid_t child, nobody, ignores, halted, zombie;
@@ -95,6 +97,26 @@ static void *poller(void *x) {
 static void *futexer(void *x) {
 	int word = 0;
 	for (;;) if (syscall(SYS_futex, &word, 128, 0, 0, 0, 0)) box->eintr++;
+}
+
+static void *fiforeader(void *x) { // waits in read, at an open FIFO
+	char c;
+	for (;;) if (read(frw, &c, 1) == 1) woken++; else box->eintr++;
+}
+static void *fifoopener(void *x) { // waits in open, for another
+	for (;;) {
+		char c;
+		int f = open("/met", O_RDONLY), n = 0;
+		if (f < 0) { box->eintr++; continue; }
+		while (read(f, &c, 1) == 1) n++;
+		close(f);
+		met += n;
+	}
+}
+static char filled[100000];
+static void fill(void) { // more than a FIFO takes by itself
+	for (int i = 0; i < (int)sizeof filled; i++) filled[i] = i * 7 + i / 256;
+	MUST(write(fw, filled, 70000) == 70000 && write(fw, filled + 70000, 30000) == 30000);
 }
 
 static int child_loop(void) {
@@ -204,6 +226,8 @@ static void setup(void) {
 	epl = epoll_create1(0);
 	e = (struct epoll_event){EPOLLIN, {.u64 = 88}};
 	MUST(!epoll_ctl(epl, EPOLL_CTL_ADD, lis, &e));
+	MUST(!mkfifo("/fifo", 0640) && !mkfifo("/packets", 0600) && !mkfifo("/met", 0600));
+	MUST((frw = open("/packets", O_RDWR)) > 0 && !fcntl(frw, F_SETFL, O_DIRECT));
 	int shmf = open("/dev/shm/segment", O_RDWR | O_CREAT, 0600);
 	write(shmf, "shm", 3);
 	MUST(!pipe(idle) && !pipe(childcmd) && !pipe(childans));
@@ -218,6 +242,13 @@ static void setup(void) {
 	if (!(zombie = fork())) _exit(3);
 	siginfo_t si;
 	waitid(P_PID, zombie, &si, WEXITED | WNOWAIT);
+	// not in the others: nobody else writes to it
+	MUST((fr = open("/fifo", O_RDONLY | O_NONBLOCK)) > 0 && (fw = open("/fifo", O_WRONLY)) > 0 && !fcntl(fr, F_SETFL, 0));
+	MUST(fcntl(fw, F_SETPIPE_SZ, 1 << 17) == 1 << 17);
+	fill();
+	fep = epoll_create1(0);
+	e = (struct epoll_event){EPOLLIN, {.u64 = 99}};
+	MUST(!epoll_ctl(fep, EPOLL_CTL_ADD, fr, &e));
 	signal(SIGALRM, tick);
 	struct itimerval it = {{0, 1000}, {0, 1000}};
 	setitimer(ITIMER_REAL, &it, 0);
@@ -230,6 +261,8 @@ static void setup(void) {
 	pthread_create(&t, 0, reader, 0);
 	pthread_create(&t, 0, poller, 0);
 	pthread_create(&t, 0, futexer, 0);
+	pthread_create(&t, 0, fiforeader, 0);
+	pthread_create(&t, 0, fifoopener, 0);
 	pthread_sigmask(SIG_UNBLOCK, &blk, 0);
 	while (!box->asleep || !box->b) usleep(100);
 	while (read(ino, b, sizeof b) > 0) ;
@@ -259,11 +292,37 @@ static void offset(const char *want) { // by the child, by the copy, all on one 
 	lseek(data, 1234, SEEK_SET);
 }
 
+static void fifos(void) {
+	static char got[sizeof filled + 1];
+	struct epoll_event e;
+	struct stat st, st2;
+	int n = 0, f = 0, m = met, o = woken;
+	WANT(epoll_wait(fep, &e, 1, 0) == 1 && e.data.u64 == 99);
+	WANT(!ioctl(fr, FIONREAD, &n) && n == sizeof filled && fcntl(fr, F_GETPIPE_SZ) == 1 << 17);
+	WANT((fcntl(fr, F_GETFL) & ~O_LARGEFILE & ~0100000) == O_RDONLY && (fcntl(fw, F_GETFL) & ~O_LARGEFILE & ~0100000) == O_WRONLY);
+	for (int k = 0; n > 0 && k < (int)sizeof filled; k += f) if ((f = read(fr, got + k, sizeof got - k)) <= 0) { fail("FIFO ends after %d: %d", k, f); break; }
+	WANT(!memcmp(got, filled, sizeof filled) && !ioctl(fr, FIONREAD, &n) && n == 0 && epoll_wait(fep, &e, 1, 0) == 0);
+	WANT((f = open("/fifo", O_WRONLY | O_NONBLOCK)) > 0 && write(f, "by name", 7) == 7 && read(fr, got, 100) == 7);
+	WANT(!fstat(fr, &st) && !stat("/fifo", &st2) && st.st_ino == st2.st_ino && st.st_dev == st2.st_dev && (st.st_mode & 07777) == 0640);
+	close(f);
+	close(fw); // the last writer
+	WANT(read(fr, got, 1) == 0);
+	WANT((fw = open("/fifo", O_WRONLY)) > 0);
+	fill();
+	WANT((fcntl(frw, F_GETFL) & (O_DIRECT | O_NONBLOCK | O_ACCMODE)) == (O_DIRECT | O_RDWR));
+	WANT(write(frw, "xy", 2) == 2); // a packet: the rest of it is lost to who reads one byte
+	WANT((f = open("/met", O_WRONLY)) > 0 && write(f, "abc", 3) == 3);
+	close(f);
+	for (int i = 0; i < 100000 && (woken == o || met == m); i++) usleep(100);
+	WANT(woken == o + 1 && met == m + 3);
+}
+
 static void check(void) {
 	char b[4096];
 	struct stat st, st2;
 	bad[0] = 0;
 	offset(0);
+	fifos();
 	if (many[0]) check_many();
 	WANT(fcntl(cloexec, F_GETFD) == FD_CLOEXEC && fcntl(data, F_GETFD) == 0 && fcntl(ep, F_GETFD) == FD_CLOEXEC);
 	WANT((fcntl(logfd, F_GETFL) & (O_APPEND | O_ACCMODE)) == (O_APPEND | O_WRONLY));
