@@ -58,6 +58,36 @@ func TestDetachFiles(t *testing.T) {
 	r.over(b)
 }
 
+// TestDetachConnected detaches a server and its client, which are connected by a named socket all the time. What is left of FUSE in the kernel goes with that connection.
+func TestDetachConnected(t *testing.T) {
+	kerneltest.NeedProgram(t, "/usr/bin/python3")
+	r := newRig(t)
+	a, b := r.l.A, r.l.B
+	script := r.script("talk.py")
+	r.sh(a, "mkdir /srv/bin; cp "+script+" /srv/bin")
+	p := r.spawn(a, "/usr/bin/python3", "/srv/bin/talk.py", "/srv/app")
+	r.says(a, "python3 to be ready", "cat /srv/app/verdict", "ready")
+	pid, root := r.detach(a, b, p.Pid, r.locals(a, b)...)
+	r.strand(b)
+	app := root + "/srv/app"
+	ask := func(signal, word string) string {
+		var out string
+		r.sh(b, fmt.Sprintf("echo asked > %s/verdict; kill -%s %d", app, signal, pid))
+		r.eventually("verdict", func() bool { out = r.sh(b, "cat "+app+"/verdict"); return out != "asked" })
+		if !strings.HasPrefix(out, word) {
+			t.Fatalf("python3 says: %s", out)
+		}
+		return out
+	}
+	first := ask("USR1", "OK")
+	r.eventually("numbers to be added up", func() bool { return ask("USR1", "OK") != first })
+	ask("USR2", "over")
+	ask("USR1", "OK")
+	r.alone(b, pid)
+	r.sh(b, fmt.Sprintf("pkill -KILL -P %d; kill -KILL %d", pid, pid))
+	r.over(b)
+}
+
 // TestDetachMake detaches a `make -j2` of a C project in the middle, where it starts compilers all the time; what it makes is what is made at home.
 func TestDetachMake(t *testing.T) {
 	kerneltest.NeedProgram(t, "make")

@@ -43,7 +43,8 @@ type detachedMsg struct {
 	Mappings    int     `json:"mappings"`
 	Files       int     `json:"files"`
 	Bytes       int64   `json:"bytes"`
-	Connection  uint32  `json:"connection"` // of FUSE, which is no more
+	Connection  uint32  `json:"connection"`          // of FUSE, which is no more
+	Connected   int     `json:"connected,omitempty"` // sockets that keep what is left of it in the kernel until they are closed
 	Root        string  `json:"root"`
 
 	Removed int      `json:"removed,omitempty"` // files, from the source
@@ -315,7 +316,9 @@ func held(connection uint32) bool {
 
 // endFUSE ends the FUSE daemon, if this agent has it: no file of the tree is there any more.
 func (t *Target) endFUSE(m *detachedMsg) {
-	if held(m.Connection) {
+	if m.Connected > 0 {
+		t.log.Info("connected sockets with a name keep the entry of the FUSE connection in the kernel until they are closed; nothing is asked of it", "connection", m.Connection, "descriptors", m.Connected)
+	} else if held(m.Connection) {
 		t.log.Error("something still refers to the source's files: it will get errors", "connection", m.Connection)
 	}
 	t.mu.Lock()

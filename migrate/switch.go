@@ -98,7 +98,7 @@ func switchedMsg(o *detach.Outcome) (*detachedMsg, error) {
 		return nil, fmt.Errorf("read outcome of the switch: %w", err)
 	}
 	r := o.Report
-	m.StopMS, m.SettleMS, m.Descriptors, m.Mappings = r.StopMS, r.SettleMS, r.Descriptors, r.Mappings
+	m.StopMS, m.SettleMS, m.Descriptors, m.Mappings, m.Connected = r.StopMS, r.SettleMS, r.Descriptors, r.Mappings, r.Connected
 	return &m, nil
 }
 

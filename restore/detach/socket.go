@@ -12,7 +12,9 @@ import (
 
 // A bound AF_UNIX socket holds on to its node until it is closed, and can't be bound again. So a listener (and a datagram socket that is
 // connected to nobody) is replaced by another that is bound to the same name. What has been connected through a node holds
-// on to it, too.
+// on to it, too, and stays as it is: two connected sockets have no use for a node any more, the name that they show is their own, and nothing of
+// the file system is asked for it (net/unix/af_unix.c, Linux 6.18: path is read by SIOCUNIXFILE and unix_diag, and put when the socket goes). It only
+// keeps the dead file system's structures in the kernel until it is closed. A datagram socket is found by its node as long as it lives.
 
 // socketInfo is how to make such a socket again.
 type socketInfo struct {
@@ -73,8 +75,12 @@ func (s *survey) lookAtSocket(d *description, pidfd int) error {
 		return fmt.Errorf("state of socket: %w", err)
 	}
 	si.listens = acc != 0
-	if _, err := unix.Getpeername(fd); err == nil {
-		s.stick("%s that is connected", what)
+	if _, err := unix.Getpeername(fd); err == nil && si.typ != unix.SOCK_DGRAM {
+		s.connected++
+		d.obj = object{} // left alone
+		return nil
+	} else if err == nil {
+		s.stick("%s that is connected, and takes datagrams", what)
 	}
 	var readable int
 	if si.listens {

@@ -85,6 +85,7 @@ type survey struct {
 	stuck     []string
 	streams   []Stream
 	remote    []string          // Options.Remote
+	connected int               // descriptors of sockets that keep a node of the old file system
 	left      map[uint64]string // files in use that stay → path; empty: it has no name
 }
 

@@ -41,6 +41,7 @@ type Report struct {
 	Descriptors int
 	Mappings    int
 	Remote      int // files and directories in use that stay on the old file system
+	Connected   int // descriptors of connected sockets: nodes of the old file system are theirs until they are closed, and nothing is asked of it
 }
 
 // Broken says that the switch failed after it could no longer be undone.
@@ -235,7 +236,7 @@ func (o *Options) switchStopped(ctx context.Context, flags flagCache, dbs databa
 			err = errors.Join(err, cerr)
 		}
 	}
-	rep.Processes, rep.Remote = len(s.processes), len(s.left)
+	rep.Processes, rep.Remote, rep.Connected = len(s.processes), len(s.left), s.connected
 	if err != nil {
 		err = &Broken{err}
 	}
