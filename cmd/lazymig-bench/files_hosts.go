@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -70,8 +69,7 @@ func serveFiles(args []string) error {
 				return // closed
 			}
 			go func() {
-				c := tls.Server(wire.Buffer(nc), k.Server())
-				err := c.Handshake() // before anything is sent: a frame would hold it back
+				c, err := serverEnd(wire.Buffer(nc), k)
 				if err == nil {
 					err = s.Serve(context.Background(), wire.NewConn(c))
 				}
@@ -137,11 +135,7 @@ func standBy([]string) error {
 
 // mountFiles is the target: KEYS ADDRESS NAME MOUNTPOINT. Others use the files: a process that waits for itself can hang for ever.
 func mountFiles(args []string) error {
-	k, err := keys.Load(args[0])
-	if err != nil {
-		return err
-	}
-	cfg, err := k.Client(args[2])
+	cfg, err := clientOf(args[0], args[2])
 	if err != nil {
 		return err
 	}
@@ -149,8 +143,8 @@ func mountFiles(args []string) error {
 	if err != nil {
 		return err
 	}
-	c := tls.Client(wire.Buffer(nc), cfg)
-	if err := c.Handshake(); err != nil {
+	c, err := clientEnd(wire.Buffer(nc), cfg)
+	if err != nil {
 		return err
 	}
 	client := remotefs.NewClient(wire.NewConn(c), remotefs.ClientOptions{Log: stderrLog()})

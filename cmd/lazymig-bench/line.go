@@ -153,16 +153,11 @@ func accept(l net.Listener, k *keys.Keys) (*tls.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := tls.Server(c, k.Server())
-	return t, t.Handshake()
+	return serverEnd(c, k)
 }
 
 func lineNear(args []string) error {
-	k, err := keys.Load(args[0])
-	if err != nil {
-		return err
-	}
-	cfg, err := k.Client(args[2])
+	cfg, err := clientOf(args[0], args[2])
 	if err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ import (
 	"bytes"
 	"context"
 	_ "embed"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -191,11 +190,9 @@ func (p *programLoad) end(ctx context.Context, l *lab.Lab, o *outcome) (*noticed
 
 // compileLoads puts both programs to where both hosts see them.
 func compileLoads(ctx context.Context, to string) error {
-	cmd := exec.CommandContext(ctx, "gcc", "-O2", "-pthread", "-x", "c", "-", "-o", to, "-lm")
-	cmd.Stdin = bytes.NewReader(loadSource)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("compile workload: %w\n%s", err, out)
+	if err := compile(ctx, to, loadSource); err != nil {
+		return err
 	}
 	dir, name := filepath.Split(to)
-	return errors.Join(os.WriteFile(filepath.Join(dir, name+".java"), javaSource, 0o644))
+	return os.WriteFile(filepath.Join(dir, name+".java"), javaSource, 0o644)
 }

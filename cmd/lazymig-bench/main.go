@@ -139,7 +139,7 @@ func newBench(ctx context.Context, root string) (b *bench, done func() error, er
 	}
 	b.self, b.workload, b.keys = filepath.Join(dir, "bench"), filepath.Join(dir, "workload"), filepath.Join(dir, "keys")
 	b.share = append(lab.ProjectShare(root), filepath.Join(root, "bin"))
-	err = errors.Join(copySelf(b.self), compileWorkload(ctx, workloadSource, b.workload), keys.Init(b.keys), keys.Host(b.keys, "10.77.0.1", "10.77.0.2"))
+	err = errors.Join(copySelf(b.self), compile(ctx, b.workload, watchSource, workloadSource), keys.Init(b.keys), keys.Host(b.keys, "10.77.0.1", "10.77.0.2"))
 	if err == nil {
 		var putBack func() error
 		if putBack, err = raisePipes(); err == nil {
@@ -150,6 +150,19 @@ func newBench(ctx context.Context, root string) (b *bench, done func() error, er
 		return nil, nil, errors.Join(err, done())
 	}
 	return b, done, nil
+}
+
+// newMetered is newBench for moves by a program of the project's bin, whose CPU time is counted.
+func newMetered(ctx context.Context, root, program string, verbose bool) (b *bench, done func() error, err error) {
+	b, end, err := newBench(ctx, root)
+	if err != nil {
+		return nil, nil, err
+	}
+	b.lazymig, b.verbose = filepath.Join(root, program), verbose
+	if b.cpu, err = newCPUMeter(); err != nil {
+		return nil, nil, errors.Join(err, end())
+	}
+	return b, func() error { return errors.Join(b.cpu.close(), end()) }, nil
 }
 
 func has[T comparable](l []T, v T) bool {

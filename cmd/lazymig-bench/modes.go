@@ -72,19 +72,15 @@ func modesMain(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	b, done, err := newBench(ctx, root)
+	b, done, err := newMetered(ctx, root, *program, *verbose)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	b.lazymig, b.writer, b.verbose = filepath.Join(root, *program), filepath.Join(filepath.Dir(b.workload), "writer"), *verbose
-	if err := compileWorkload(ctx, writerSource, b.writer); err != nil {
+	b.writer = filepath.Join(filepath.Dir(b.workload), "writer")
+	if err := compile(ctx, b.writer, watchSource, writerSource); err != nil {
 		return err
 	}
-	if b.cpu, err = newCPUMeter(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.cpu.close()) }()
 	began := time.Now()
 	for n := range *runs {
 		for _, mb := range all {
@@ -102,9 +98,6 @@ func modesMain(ctx context.Context, args []string) (err error) {
 							return fmt.Errorf("nobody writes %q", p)
 						}
 						b.line, b.rtt, b.pattern = l.make, l.rtt, p
-						if err := warmMemory(ctx, mb); err != nil {
-							return err
-						}
 						o, err := b.measure(ctx, mb, moveByMode(mode))
 						if err != nil {
 							return fmt.Errorf("move %d MB (%s, %s) by --mode %s: %w", mb, p, l.name, mode, err)

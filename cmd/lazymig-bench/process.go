@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,17 +22,21 @@ import (
 //go:embed testdata/workload.c
 var workloadSource []byte
 
+//go:embed testdata/watch.h
+var watchSource []byte // stands before it, and before writer.c
+
 const (
 	readyFile  = "/srv/ready"
 	resultFile = "/srv/result"
 	patience   = 5 * time.Minute // ends a hang
 )
 
-func compileWorkload(ctx context.Context, source []byte, to string) error {
+// compile makes a program of C sources that stand one after the other.
+func compile(ctx context.Context, to string, sources ...[]byte) error {
 	cmd := exec.CommandContext(ctx, "gcc", "-O2", "-pthread", "-x", "c", "-", "-o", to, "-lm")
-	cmd.Stdin = bytes.NewReader(source)
+	cmd.Stdin = bytes.NewReader(slices.Concat(sources...))
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("compile workload: %w\n%s", err, out)
+		return fmt.Errorf("compile %s: %w\n%s", filepath.Base(to), err, out)
 	}
 	return nil
 }
@@ -86,8 +91,11 @@ func (o *outcome) String() string {
 	return s
 }
 
-// measure makes a lab, starts the workload on A, moves it to B and takes its result.
+// measure makes a lab, starts the workload on A, moves it to B and takes its result. Memory is warmed before.
 func (b *bench) measure(ctx context.Context, mb int, move func(*bench, context.Context, *lab.Lab, *process) (*outcome, error)) (_ *outcome, err error) {
+	if err := warmMemory(ctx, mb); err != nil {
+		return nil, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	l, p, err := b.workloadOnA(ctx, mb)

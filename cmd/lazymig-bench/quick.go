@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/lazymig/lazymig/lab"
@@ -39,24 +38,16 @@ func quickMain(ctx context.Context, args []string) (err error) {
 	if err != nil {
 		return err
 	}
-	b, done, err := newBench(ctx, root)
+	b, done, err := newMetered(ctx, root, *program, *verbose)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, done()) }()
-	b.lazymig, b.verbose = filepath.Join(root, *program), *verbose
-	if b.cpu, err = newCPUMeter(); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, b.cpu.close()) }()
 	r := &report{sizes: quickSizes}
 	for _, mb := range quickSizes {
 		for n := range quickRuns { // systems take turns, so that a slow minute hits all
 			for _, name := range quickSystems {
 				s, _ := systemNamed(name)
-				if err := warmMemory(ctx, mb); err != nil {
-					return err
-				}
 				o, err := b.measure(ctx, mb, s.move)
 				if err != nil {
 					return fmt.Errorf("move %d MB by %s: %w", mb, s.what, err)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -118,6 +117,16 @@ func (b *bench) restore(ctx context.Context, h *lab.Host, args ...string) error 
 	return r.wait(ctx)
 }
 
+// restoreWhole restores what has all its memory in its images: when it runs nothing is left to come.
+func (b *bench) restoreWhole(ctx context.Context, h *lab.Host, o *outcome) error {
+	if err := b.restore(ctx, h); err != nil {
+		return err
+	}
+	o.resumed = time.Now()
+	o.drained = o.resumed
+	return alive(h, o.pid)
+}
+
 // moveByStock is the recipe of CRIU's manual: dump --lazy-pages serves the pages, lazy-pages fetches, restore --lazy-pages.
 func (b *bench) moveByStock(ctx context.Context, l *lab.Lab, p *process) (*outcome, error) {
 	o, err := b.begin(ctx, l, p)
@@ -204,12 +213,7 @@ func (b *bench) moveEagerly(ctx context.Context, l *lab.Lab, p *process) (*outco
 	if err := copyImages(l.A.Path(imagesDir), l.B.Path(imagesDir)); err != nil {
 		return nil, err
 	}
-	if err := b.restore(ctx, l.B); err != nil {
-		return nil, err
-	}
-	o.resumed = time.Now()
-	o.drained = o.resumed
-	return o, alive(l.B, p.pid)
+	return o, b.restoreWhole(ctx, l.B, o)
 }
 
 // moveByPlain dumps all, copies all, restores all.
@@ -233,12 +237,7 @@ func (b *bench) moveByPlain(ctx context.Context, l *lab.Lab, p *process) (*outco
 	if err := os.RemoveAll(l.A.Path(imagesDir)); err != nil {
 		return nil, err
 	}
-	if err := b.restore(ctx, l.B); err != nil {
-		return nil, err
-	}
-	o.resumed = time.Now()
-	o.drained = o.resumed
-	return o, alive(l.B, p.pid)
+	return o, b.restoreWhole(ctx, l.B, o)
 }
 
 func alive(h *lab.Host, pid int) error {
@@ -246,5 +245,5 @@ func alive(h *lab.Host, pid int) error {
 	if err == nil {
 		err = syscall.Kill(outer, 0)
 	}
-	return errors.Join(err)
+	return err
 }
