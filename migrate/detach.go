@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/lazymig/lazymig/internal/park"
 	"github.com/lazymig/lazymig/lazyfs/store"
 	"github.com/lazymig/lazymig/restore/detach"
@@ -195,6 +197,7 @@ func reasonsOf(err error) []string {
 // leave brings the files, switches, and ends what is not needed then.
 func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 	if m := readSwitched(t.rec.Dir, t.log); m != nil { // an agent before this one has died since
+		t.connection = findConnection(fuseConnections, m.Connection)
 		return m, t.afterSwitch(m, false)
 	}
 	if err := t.takeBack(); err != nil { // an agent before this one has died over a switch that failed
@@ -207,6 +210,7 @@ func (t *Target) leave(ctx context.Context) (*detachedMsg, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.connection = findConnection(fuseConnections, unix.Minor(dev))
 	m, err := t.switchOver(ctx, dev)
 	if err != nil {
 		return nil, err
@@ -301,24 +305,14 @@ func undecided(all []store.Undecided) error {
 	return &detach.Stuck{Reasons: r}
 }
 
-// held says whether a FUSE connection is still there when the last descriptors that were closed have let go of it.
-func held(connection uint32) bool {
-	path := fmt.Sprintf("/sys/fs/fuse/connections/%d", connection)
-	for end := time.Now().Add(time.Second); ; time.Sleep(5 * time.Millisecond) { //nolint:forbidigo // the kernel has no event for it
-		if _, err := os.Stat(path); err != nil {
-			return false // or fusectl is not mounted
-		}
-		if time.Now().After(end) {
-			return true
-		}
-	}
-}
+// letGoTime is for the kernel to let go of a connection after the last descriptor was closed.
+const letGoTime = time.Second
 
 // endFUSE ends the FUSE daemon, if this agent has it: no file of the tree is there any more.
 func (t *Target) endFUSE(m *detachedMsg) {
 	if m.Connected > 0 {
 		t.log.Info("connected sockets with a name keep the entry of the FUSE connection in the kernel until they are closed; nothing is asked of it", "connection", m.Connection, "descriptors", m.Connected)
-	} else if held(m.Connection) {
+	} else if t.connection.held(letGoTime) {
 		t.log.Error("something still refers to the source's files: it will get errors", "connection", m.Connection)
 	}
 	t.mu.Lock()

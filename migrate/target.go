@@ -54,10 +54,11 @@ type Target struct {
 	drained   *progressMsg
 	exited    *exitedMsg
 
-	detach   *detaching // nil before drained
-	choices  choices    // its goroutine's
-	detached *detachedMsg
-	stays    *staysMsg
+	detach     *detaching     // nil before drained
+	choices    choices        // its goroutine's
+	connection fuseConnection // of the tree's files, as it was before the switch; its goroutine's, too
+	detached   *detachedMsg
+	stays      *staysMsg
 
 	mu    sync.Mutex // guards what giveLane, reconnect and State look at
 	state State
