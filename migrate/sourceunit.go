@@ -79,7 +79,7 @@ func (s *Source) holdUnit() error {
 	if err := u.write(s.rec.Dir); err != nil { // first: who follows must know
 		return err
 	}
-	triggers, err := unit.Hold(u.Name)
+	triggers, err := unit.Hold(u.Name, u.Watchdog)
 	if err != nil {
 		return errors.Join(err, os.Remove(filepath.Join(s.rec.Dir, unitFile)))
 	}

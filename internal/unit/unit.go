@@ -72,16 +72,12 @@ func Watchdog(name string) (interval uint64, err error) {
 }
 
 // Hold sets Restart=no for as long as the host is up, turns the watchdog off, and proves that systemd knows. It tells which other units may start this one: sockets,
-// timers, paths. If it fails nothing has changed.
-func Hold(name string) (triggers []string, err error) {
+// timers, paths. watchdog is what Watchdog has found, and what the service gets back if this fails: then nothing has changed.
+func Hold(name string, watchdog uint64) (triggers []string, err error) {
 	err = with(name, func(ctx context.Context, c *dbus.Conn) error {
-		var watchdog uint64
 		p, err := c.GetUnitPropertyContext(ctx, name, "LoadState")
 		if err == nil && p.Value.Value() != "loaded" {
 			err = fmt.Errorf("it is %v: %w", p.Value.Value(), fs.ErrNotExist)
-		}
-		if err == nil {
-			watchdog, err = number[uint64](ctx, c, name, "WatchdogUSec")
 		}
 		if err != nil {
 			return err
@@ -156,7 +152,7 @@ func number[T uint32 | uint64](ctx context.Context, c *dbus.Conn, name, property
 	return n, nil
 }
 
-// Release gives the unit its own settings back; watchdog is what Hold has found. It may be called again, and for a unit that was not held, or is dead.
+// Release gives the unit its own settings back; watchdog is what Watchdog has found before Hold. It may be called again, and for a unit that was not held, or is dead.
 func Release(name string, watchdog uint64) error {
 	err := with(name, func(ctx context.Context, c *dbus.Conn) error { return release(ctx, c, name, watchdog) })
 	if err != nil {

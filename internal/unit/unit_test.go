@@ -19,12 +19,20 @@ import (
 
 // calls are what the test has done in the namespaces of a systemd, where it is another process.
 var calls = map[string]func(string) (any, error){
-	"hold":     func(n string) (any, error) { return Hold(n) },
+	"hold":     holdAsFound,
 	"release":  func(n string) (any, error) { return "", Release(n, 600e6) },
 	"disable":  func(n string) (any, error) { return "", Disable(n) },
 	"enable":   func(n string) (any, error) { return "", Enable(n) },
 	"watchdog": func(n string) (any, error) { return Watchdog(n) },
 	"enabled":  func(n string) (any, error) { return Enabled(n) },
+}
+
+func holdAsFound(name string) (any, error) {
+	watchdog, err := Watchdog(name)
+	if err != nil {
+		return nil, err
+	}
+	return Hold(name, watchdog)
 }
 
 func TestMain(m *testing.M) {
