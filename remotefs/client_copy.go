@@ -2,6 +2,7 @@ package remotefs
 
 import (
 	"context"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -49,27 +50,33 @@ type FileStamp struct {
 // Stamps tells the attributes of many nodes.
 func (c *Client) Stamps(ctx context.Context, nodes []uint64) ([]FileStamp, error) {
 	all := make([]FileStamp, 0, len(nodes))
-	for len(nodes) > 0 {
-		n := min(len(nodes), wire.MaxFileStamps)
-		e := head(wire.FileRootNode, wire.FileCaller{})
-		e.U32(uint32(n))
-		for _, x := range nodes[:n] {
-			e.U64(x)
+	err := c.ofNodes(ctx, wire.MsgFileStamps, nodes, func(d *wire.Decoder, n int) {
+		for range n {
+			var s FileStamp
+			s.Attr.Get(d)
+			s.Settled = d.Bool()
+			all = append(all, s)
 		}
-		err := c.call(ctx, 0, wire.MsgFileStamps, e, func(d *wire.Decoder) {
-			for range n {
-				var s FileStamp
-				s.Attr.Get(d)
-				s.Settled = d.Bool()
-				all = append(all, s)
-			}
-		})
-		if err != nil {
-			return nil, err
-		}
-		nodes = nodes[n:]
+	})
+	if err != nil {
+		return nil, err
 	}
 	return all, nil
+}
+
+// ofNodes asks something about nodes, of as many at a time as a message may name; get reads an answer about n of them.
+func (c *Client) ofNodes(ctx context.Context, typ wire.Type, nodes []uint64, get func(d *wire.Decoder, n int)) error {
+	for some := range slices.Chunk(nodes, wire.MaxFileStamps) {
+		e := head(wire.FileRootNode, wire.FileCaller{})
+		e.U32(uint32(len(some)))
+		for _, x := range some {
+			e.U64(x)
+		}
+		if err := c.call(ctx, 0, typ, e, func(d *wire.Decoder) { get(d, len(some)) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Path tells where a node is below the root; ENOENT: it has no name that is known.
@@ -101,23 +108,14 @@ func (c *Client) Scan(ctx context.Context, node uint64, path, after string, cont
 // Writers tells which of these nodes processes of the source can write, and who.
 func (c *Client) Writers(ctx context.Context, nodes []uint64) (map[uint64]string, error) {
 	found := map[uint64]string{}
-	for len(nodes) > 0 {
-		n := min(len(nodes), wire.MaxFileStamps)
-		e := head(wire.FileRootNode, wire.FileCaller{})
-		e.U32(uint32(n))
-		for _, x := range nodes[:n] {
-			e.U64(x)
+	err := c.ofNodes(ctx, wire.MsgFileWriters, nodes, func(d *wire.Decoder, _ int) {
+		for range d.Count(8 + 4) {
+			id := d.U64()
+			found[id] = d.String(wire.MaxFileName)
 		}
-		err := c.call(ctx, 0, wire.MsgFileWriters, e, func(d *wire.Decoder) {
-			for range d.Count(8 + 4) {
-				id := d.U64()
-				found[id] = d.String(wire.MaxFileName)
-			}
-		})
-		if err != nil {
-			return nil, err
-		}
-		nodes = nodes[n:]
+	})
+	if err != nil {
+		return nil, err
 	}
 	return found, nil
 }
