@@ -66,6 +66,7 @@ type prepareMsg struct {
 
 	Connections     int `json:"connections,omitempty"`      // bulk lanes to begin with; 0: one
 	MostConnections int `json:"most_connections,omitempty"` // to go up to if that helps
+	Parts           int `json:"parts,omitempty"`            // ranges that the source takes in one request for pages; 0: one
 
 	Token wire.Token `json:"token"`
 }
@@ -76,6 +77,9 @@ const maxLossAfter = 10 * 365 * 24 * int64(time.Hour/time.Millisecond)
 func (m *prepareMsg) check() error {
 	if m.Connections < 0 || m.Connections > wire.MaxBulk || m.MostConnections < 0 || m.MostConnections > wire.MaxBulk {
 		return fmt.Errorf("%d connections for pages, %d at most", m.Connections, m.MostConnections)
+	}
+	if m.Parts < 0 {
+		return fmt.Errorf("%d ranges in a request for pages", m.Parts)
 	}
 	if m.OnSourceLoss != "" && !CheckLoss(m.OnSourceLoss) || m.LossAfterMS < 0 || m.LossAfterMS > maxLossAfter {
 		return fmt.Errorf("on loss of the source %q, after %d ms", m.OnSourceLoss, m.LossAfterMS)

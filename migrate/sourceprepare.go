@@ -152,6 +152,7 @@ func (s *Source) prepare(ctx context.Context) error {
 	if s.opt.InPlace {
 		m.UsesDirs, m.UsesFiles = s.uses()
 	}
+	m.Parts = pagesrv.MaxParts
 	m.Connections, m.MostConnections = bulkLanes(s.opt.Connections, 2*s.clock.err, runtime.NumCPU())
 	if len(s.rep.Want.Stdio) > 0 {
 		m.Stdio = s.opt.Stdio

@@ -277,7 +277,7 @@ func (t *Target) restore(ctx context.Context, s *session, m restoreMsg) (bool, e
 	if err != nil {
 		return false, err
 	}
-	opt := restore.RestoreOptions{Tasks: m.Tasks, TCPClose: m.TCPClose, ShellJob: m.ShellJob, Datagrams: len(t.msg.Datagrams) > 0, Fixups: fixups(m.Fixups), Databases: m.Databases, Locks: m.Locks}
+	opt := restore.RestoreOptions{Tasks: m.Tasks, TCPClose: m.TCPClose, ShellJob: m.ShellJob, Datagrams: len(t.msg.Datagrams) > 0, Fixups: fixups(m.Fixups), Databases: m.Databases, Locks: m.Locks, Parts: t.msg.Parts}
 	if err := t.openStdio(ctx, m.Stdio, s); err != nil {
 		return false, err
 	}

@@ -109,23 +109,33 @@ func (c *Client) Fetch(kind wire.Lane, req Request, dst []byte, done func(Reply,
 	if kind.Bulk() {
 		flags = uint16(packings)
 	}
-	return c.fetch(kind, flags, req, dst, done)
+	return c.fetch(kind, flags, []Request{req}, dst, done)
+}
+
+// FetchParts is Fetch on a bulk lane of several ranges of one task, MaxPages together: one request, and an answer that covers them in this order, as if they were one. The
+// source must have said that it knows how.
+func (c *Client) FetchParts(kind wire.Lane, parts []Request, dst []byte, done func(Reply, error)) error {
+	if !kind.Bulk() {
+		return fmt.Errorf("fetch %d ranges on %v: %w", len(parts), kind, syscall.EINVAL)
+	}
+	return c.fetch(kind, uint16(packings), parts, dst, done)
 }
 
 // Prefetch is Fetch on the urgent lane of pages that nobody waits for yet: the source answers those first that somebody waits for.
 func (c *Client) Prefetch(req Request, dst []byte, done func(Reply, error)) error {
-	return c.fetch(wire.LaneUrgent, wire.FlagPrefetch, req, dst, done)
+	return c.fetch(wire.LaneUrgent, wire.FlagPrefetch, []Request{req}, dst, done)
 }
 
-func (c *Client) fetch(kind wire.Lane, flags uint16, req Request, dst []byte, done func(Reply, error)) error {
-	if err := req.check(); err != nil {
+func (c *Client) fetch(kind wire.Lane, flags uint16, parts []Request, dst []byte, done func(Reply, error)) error {
+	pages, err := checkParts(parts)
+	if err != nil {
 		return err
 	}
-	if len(dst) < int(req.Pages)*PageSize {
-		return fmt.Errorf("fetch %d pages into %d bytes: %w", req.Pages, len(dst), syscall.EINVAL)
+	if len(dst) < int(pages)*PageSize {
+		return fmt.Errorf("fetch %d pages into %d bytes: %w", pages, len(dst), syscall.EINVAL)
 	}
-	var b [requestSize]byte
-	return c.send(kind, wire.MsgPages, flags, req.appendTo(b[:0]), &call{pages: req.Pages, dst: dst, done: done})
+	b := make([]byte, 0, requestSize+(len(parts)-1)*partSize)
+	return c.send(kind, wire.MsgPages, flags, appendParts(b, parts), &call{pages: pages, dst: dst, done: done})
 }
 
 func (c *Client) send(kind wire.Lane, t wire.Type, flags uint16, payload []byte, cl *call) error {

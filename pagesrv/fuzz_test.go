@@ -22,6 +22,8 @@ func FuzzServe(f *testing.F) {
 	f.Add(append(frame(wire.MsgPages, good.appendTo(nil)), frame(wire.MsgPing, nil)...))
 	f.Add(frame(wire.MsgLayout, LayoutRequest{good.Task, 0, 1 << 47}.encode()))
 	f.Add(frame(wire.MsgPages, Request{good.Task, 1<<64 - PageSize, 1<<32 - 1}.appendTo(nil)))
+	f.Add(frame(wire.MsgPages, appendParts(nil, []Request{good, {good.Task, good.Addr + 64*PageSize, 1}, {good.Task, 0x1000, 9}})))
+	f.Add(frame(wire.MsgPages, appendParts(nil, []Request{good, {good.Task, good.Addr, 256}})))
 	f.Add(frame(wire.MsgPaged, nil))
 	f.Add([]byte("GET / HTTP/1.0\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {

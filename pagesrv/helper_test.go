@@ -179,16 +179,22 @@ func await[T any](t testing.TB, what string, c <-chan T) T {
 
 func fetch(t testing.TB, c *Client, lane wire.Lane, req Request) (got, error) {
 	t.Helper()
+	return fetchBy(t, req.Pages, func(dst []byte, done func(Reply, error)) error { return c.Fetch(lane, req, dst, done) })
+}
+
+// fetchBy is what f fetches.
+func fetchBy(t testing.TB, pages uint32, f func(dst []byte, done func(Reply, error)) error) (got, error) {
+	t.Helper()
 	type result struct {
 		g   got
 		err error
 	}
 	ch := make(chan result, 1)
-	dst := make([]byte, int(req.Pages)*PageSize)
+	dst := make([]byte, int(pages)*PageSize)
 	for i := range dst {
 		dst[i] = 0xaa
 	}
-	err := c.Fetch(lane, req, dst, func(r Reply, err error) {
+	err := f(dst, func(r Reply, err error) {
 		var g got
 		at := 0
 		for _, run := range r.Runs {

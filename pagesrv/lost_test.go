@@ -84,7 +84,9 @@ func TestScanHeld(t *testing.T) {
 	}
 	p.stopped(t)
 	if pagemap.Probe().Scan {
-		r := &reading{req: Request{Addr: plain, Pages: 64}}
+		r := &reading{}
+		r.whole.buf = make([]byte, 64*PageSize)
+		r.look(Request{Addr: plain, Pages: 64}, 0)
 		err := f.scan(r, false)
 		t.Logf("this kernel's scan says %v, and %v", err, r.kinds[0])
 		if err == nil && r.kinds[0] != 0 || err != nil && !errors.Is(err, unix.ESRCH) {
@@ -187,7 +189,9 @@ func TestReapedVictim(t *testing.T) {
 		t.Fatalf("the task is not to have ended yet: %v", err)
 	}
 	if pagemap.Probe().Scan {
-		r := &reading{req: Request{Addr: a.start, Pages: 64}}
+		r := &reading{}
+		r.whole.buf = make([]byte, 64*PageSize)
+		r.look(Request{Addr: a.start, Pages: 64}, 0)
 		if err := tk.files.scan(r, false); err != nil || r.kinds[0] != 0 {
 			t.Fatalf("the scan is to find nothing: %v, %v", r.kinds[0], err)
 		}

@@ -8,10 +8,12 @@ import (
 	"github.com/lazymig/lazymig/wire"
 )
 
-// PageSize is the unit of everything here; MaxPages the most that one request may ask for.
+// PageSize is the unit of everything here; MaxPages the most that one request may ask for; MaxParts how many ranges it may name on a bulk lane, if
+// the source has said that it knows how: one that does not ends the connection.
 const (
 	PageSize = 4096
 	MaxPages = 256
+	MaxParts = 64
 )
 
 // maxAddr bounds user addresses (5-level page tables).
@@ -78,7 +80,8 @@ var (
 
 // Sizes of what is on the wire; see the pages block of wire/messages.go.
 const (
-	requestSize = 16
+	requestSize = 16 // of one range
+	partSize    = 12 // of each further one
 	runSize     = 7
 )
 
@@ -102,13 +105,54 @@ func (r Request) appendTo(b []byte) []byte {
 	return e.B
 }
 
-func parseRequest(b []byte) (Request, error) {
-	d := wire.NewDecoder(b)
-	r := Request{Task: d.U32(), Addr: d.U64(), Pages: d.U32()}
-	if err := d.End(); err != nil {
-		return Request{}, fmt.Errorf("decode request: %w: %w", ErrProtocol, err)
+// fitsRequest says whether n bytes can be a request. Only a bulk one may name several ranges: what somebody waits for is one.
+func fitsRequest(n uint32, bulk bool) bool {
+	return n == requestSize || bulk && n > requestSize && n <= requestSize+(MaxParts-1)*partSize && (n-requestSize)%partSize == 0
+}
+
+// checkParts checks the ranges of a request: as each, and together.
+func checkParts(parts []Request) (pages uint32, err error) {
+	if len(parts) < 1 || len(parts) > MaxParts {
+		return 0, fmt.Errorf("request of %d ranges: %w", len(parts), syscall.EINVAL)
 	}
-	return r, nil
+	for _, p := range parts {
+		if err := p.check(); err != nil {
+			return 0, err
+		}
+		if p.Task != parts[0].Task {
+			return 0, fmt.Errorf("request of tasks %d and %d: %w", parts[0].Task, p.Task, syscall.EINVAL)
+		}
+		if pages += p.Pages; pages > MaxPages {
+			return 0, fmt.Errorf("request of more than %d pages: %w", MaxPages, syscall.EINVAL)
+		}
+	}
+	return pages, nil
+}
+
+// appendParts encodes one request for several ranges of one task.
+func appendParts(b []byte, parts []Request) []byte {
+	e := wire.Encoder{B: parts[0].appendTo(b)}
+	for _, p := range parts[1:] {
+		e.U64(p.Addr)
+		e.U32(p.Pages)
+	}
+	return e.B
+}
+
+// parseParts decodes a request into its ranges.
+func parseParts(b []byte, into []Request) ([]Request, error) {
+	if !fitsRequest(uint32(min(len(b), 1<<20)), true) {
+		return nil, fmt.Errorf("decode request of %d bytes: %w", len(b), ErrProtocol)
+	}
+	d := wire.NewDecoder(b)
+	parts := append(into[:0], Request{Task: d.U32(), Addr: d.U64(), Pages: d.U32()})
+	for d.Len() > 0 {
+		parts = append(parts, Request{Task: parts[0].Task, Addr: d.U64(), Pages: d.U32()})
+	}
+	if err := d.End(); err != nil {
+		return nil, fmt.Errorf("decode request: %w: %w", ErrProtocol, err)
+	}
+	return parts, nil
 }
 
 func appendRuns(b []byte, runs []Run) []byte {

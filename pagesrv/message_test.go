@@ -17,6 +17,10 @@ func TestGolden(t *testing.T) {
 	}{
 		{"pages", "0000002a" + "00007f1234567000" + "00000040", Request{42, 0x7f1234567000, 64}.appendTo(nil)},
 		{
+			"pages, scattered", "0000002a" + "00007f1234567000" + "00000040" + "0000000000009000" + "00000001" + "0000000000001000" + "000000bf",
+			appendParts(nil, []Request{{42, 0x7f1234567000, 64}, {42, 0x9000, 1}, {42, 0x1000, 191}}),
+		},
+		{
 			"paged", "00000003" + "01" + "0000" + "00000002" + "02" + "0000" + "00000001" + "05" + "000e" + "0000003d",
 			appendRuns(nil, []Run{{KindData, 0, 2}, {KindZero, 0, 1}, {KindError, unix.EFAULT, 61}}),
 		},
@@ -37,18 +41,30 @@ func TestGolden(t *testing.T) {
 
 func FuzzParseRequest(f *testing.F) {
 	f.Add(Request{42, 0x7f1234567000, 64}.appendTo(nil))
+	f.Add(appendParts(nil, []Request{{42, 0x7f1234567000, 64}, {42, 0x9000, 1}, {42, 0x1000, 191}}))
+	f.Add(appendParts(nil, slices.Repeat([]Request{{42, 0x1000, 4}}, MaxParts)))
+	f.Add(appendParts(nil, slices.Repeat([]Request{{42, 0x1000, 1 << 30}}, MaxParts+1)))
 	f.Add([]byte{})
 	f.Add(bytes.Repeat([]byte{0xff}, requestSize))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		r, err := parseRequest(b)
+		parts, err := parseParts(b, nil)
 		if err != nil {
 			return
 		}
-		if !bytes.Equal(r.appendTo(nil), b) {
-			t.Errorf("%+v is not what was decoded", r)
+		if !bytes.Equal(appendParts(nil, parts), b) {
+			t.Errorf("%+v is not what was decoded", parts)
 		}
-		if r.check() == nil && (r.Addr+uint64(r.Pages)*PageSize <= r.Addr || r.Pages > MaxPages) {
-			t.Errorf("%+v passed the check", r)
+		n, err := checkParts(parts)
+		if err != nil {
+			return
+		}
+		for _, r := range parts {
+			if n -= r.Pages; r.Task != parts[0].Task || r.Addr+uint64(r.Pages)*PageSize <= r.Addr || r.Pages < 1 || r.Pages > MaxPages {
+				t.Errorf("%+v passed the check", r)
+			}
+		}
+		if n != 0 || len(parts) > MaxParts {
+			t.Errorf("%d ranges passed the check", len(parts))
 		}
 	})
 }

@@ -15,24 +15,48 @@ import (
 
 // reading is the work space of one request, reused.
 type reading struct {
-	req   Request
-	kinds [MaxPages]Kind
-	errno [MaxPages]syscall.Errno
-	buf   []byte // page i of the request at i*PageSize
+	parts []Request // what is asked for
+	whole struct {  // of all of them, one after the other
+		kinds [MaxPages]Kind
+		errno [MaxPages]syscall.Errno
+		buf   []byte
+	}
+
+	req   Request // the range that is looked at, see look
+	kinds []Kind
+	errno []syscall.Errno
+	buf   []byte // page i of the range at i*PageSize
 
 	vec    [MaxPages + 1]pagemap.Region
 	remote [MaxPages]unix.RemoteIovec
 	local  [MaxPages]unix.Iovec
 	runs   []Run
 	head   []byte
-	parts  [][]byte
+	frame  [][]byte
 	flat   []byte // the data of all parts, to be packed
 	packed []byte
 }
 
 var readings = sync.Pool{New: func() any {
-	return &reading{buf: make([]byte, MaxPages*PageSize)}
+	r := &reading{}
+	r.whole.buf = make([]byte, MaxPages*PageSize)
+	return r
 }}
+
+// look has what follows be about req, whose pages come behind as many of other ranges.
+func (r *reading) look(req Request, behind uint32) {
+	end := behind + req.Pages
+	r.req = req
+	r.kinds, r.errno, r.buf = r.whole.kinds[behind:end], r.whole.errno[behind:end], r.whole.buf[behind*PageSize:end*PageSize]
+	clear(r.kinds)
+	clear(r.errno)
+}
+
+// lookAtAll has result be about all ranges, which have been read.
+func (r *reading) lookAtAll(pages uint32) {
+	r.req.Pages = pages
+	r.kinds, r.errno, r.buf = r.whole.kinds[:pages], r.whole.errno[:pages], r.whole.buf[:pages*PageSize]
+}
 
 var zeroPage [PageSize]byte
 
@@ -235,7 +259,7 @@ func (r *reading) settle(page int) {
 // result is what was read as runs, and the parts of a frame's payload. Valid until r is used again.
 func (r *reading) result() [][]byte {
 	n := int(r.req.Pages)
-	r.runs, r.parts = r.runs[:0], append(r.parts[:0], nil)
+	r.runs, r.frame = r.runs[:0], append(r.frame[:0], nil)
 	for i := 0; i < n; {
 		j := i + 1
 		for j < n && r.kinds[j] == r.kinds[i] && (r.kinds[i] != KindError || r.errno[j] == r.errno[i]) {
@@ -246,12 +270,12 @@ func (r *reading) result() [][]byte {
 		case KindError:
 			run.Errno = r.errno[i]
 		case KindData:
-			r.parts = append(r.parts, r.bytes(i, j))
+			r.frame = append(r.frame, r.bytes(i, j))
 		}
 		r.runs = append(r.runs, run)
 		i = j
 	}
 	r.head = appendRuns(r.head[:0], r.runs)
-	r.parts[0] = r.head
-	return r.parts
+	r.frame[0] = r.head
+	return r.frame
 }

@@ -179,7 +179,7 @@ func (sv *serving) work() {
 	if sv.lane == wire.LaneUrgent {
 		defer urgent.Thread()()
 	}
-	var buf [max(requestSize, layoutSize)]byte
+	var buf [requestSize + (MaxParts-1)*partSize]byte // holds a layoutSize too
 	for sv.turn(buf[:]) {
 	}
 }
@@ -232,7 +232,7 @@ func (sv *serving) next(buf []byte) (wire.Header, []byte, error) {
 	ok := false
 	switch h.Type {
 	case wire.MsgPages:
-		ok = h.Length == requestSize
+		ok = fitsRequest(h.Length, sv.lane.Bulk())
 	case wire.MsgLayout:
 		ok = h.Length == layoutSize
 	case wire.MsgPing, wire.MsgPong:
@@ -260,15 +260,14 @@ func (sv *serving) answer(h wire.Header, p []byte) error {
 		sv.s.gate.enter()
 		defer sv.s.gate.leave()
 	}
-	req, err := parseRequest(p)
-	if err != nil {
+	r := readings.Get().(*reading)
+	defer readings.Put(r)
+	var err error
+	if r.parts, err = parseParts(p, r.parts); err != nil {
 		return err
 	}
 	sv.stats.requests.Add(1)
-	r := readings.Get().(*reading)
-	defer readings.Put(r)
-	r.req = req
-	if err := sv.read(r, waited); err != nil {
+	if err := sv.readParts(r, waited); err != nil {
 		return sv.fail(h.ID, err)
 	}
 	parts := r.result()
@@ -279,7 +278,7 @@ func (sv *serving) answer(h wire.Header, p []byte) error {
 		case KindZero:
 			sv.stats.zero.Add(uint64(run.Pages))
 		case KindError:
-			sv.s.log.Warn("page could not be read", "task", req.Task, "addr", req.Addr, "errno", run.Errno)
+			sv.s.log.Warn("page could not be read", "task", r.parts[0].Task, "addr", r.parts[0].Addr, "ranges", len(r.parts), "errno", run.Errno)
 		}
 	}
 	return sv.send(h, r, parts, waited)
@@ -291,10 +290,25 @@ func (sv *serving) fail(id uint64, err error) error {
 	return sv.c.Send(wire.MsgError, 0, id, wire.MarshalError(err))
 }
 
-func (sv *serving) read(r *reading, waited bool) error {
-	if err := r.req.check(); err != nil {
+// readParts reads the ranges of a request one after the other.
+func (sv *serving) readParts(r *reading, waited bool) error {
+	pages, err := checkParts(r.parts)
+	if err != nil {
 		return err
 	}
+	behind := uint32(0)
+	for _, p := range r.parts {
+		r.look(p, behind)
+		if err := sv.read(r, waited); err != nil {
+			return err
+		}
+		behind += p.Pages
+	}
+	r.lookAtAll(pages)
+	return nil
+}
+
+func (sv *serving) read(r *reading, waited bool) error {
 	if waited {
 		return sv.s.read(r, MaxPages, func() { sv.s.chunk(sv.lane, r.req) })
 	}

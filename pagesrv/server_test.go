@@ -54,6 +54,13 @@ func checkPages(t *testing.T, c *Client, lane wire.Lane, p *target, a area, firs
 	if len(g.kinds) != int(n) {
 		t.Fatalf("%s: %d pages of %d", a.name, len(g.kinds), n)
 	}
+	checkGot(t, p, a, first, n, g)
+}
+
+// checkGot compares what came for pages of an area.
+func checkGot(t *testing.T, p *target, a area, first, n uint32, g got) {
+	t.Helper()
+	req := Request{uint32(p.pid), a.start + uint64(first)*PageSize, n}
 	last := make([]byte, PageSize)
 	last[PageSize-1] = 7
 	for i := range n {

@@ -49,6 +49,7 @@ type RestoreOptions struct { //nolint:revive // Options are the capsule's
 	// Databases are given their new numbers.
 	Databases []Database
 	Locks     []detach.Lock // that CRIU loses, with PIDs in the capsule: taken again just after the first instruction
+	Parts     int           // ranges that the source takes in one request for pages; 0: one
 
 	TCPClose, ShellJob bool
 	Datagrams          bool // there are Options.Datagrams
@@ -66,7 +67,7 @@ type restoreConfig struct {
 	Locks                                  []detach.Lock
 	Keys                                   []string // of the inherited files
 	TCPClose, ShellJob, Datagrams, NotLazy bool
-	LogLevel                               int
+	LogLevel, Parts                        int
 }
 
 const maxInherit = 32 // descriptors in one message
@@ -80,7 +81,7 @@ func (c *Capsule) Restore(ctx context.Context, o RestoreOptions) error {
 	}
 	cfg := restoreConfig{
 		Tasks: o.Tasks, Early: o.Early, Fixups: o.Fixups, Databases: o.Databases, Locks: o.Locks,
-		TCPClose: o.TCPClose, ShellJob: o.ShellJob, Datagrams: o.Datagrams, NotLazy: o.NotLazy, LogLevel: o.LogLevel,
+		TCPClose: o.TCPClose, ShellJob: o.ShellJob, Datagrams: o.Datagrams, NotLazy: o.NotLazy, LogLevel: o.LogLevel, Parts: o.Parts,
 	}
 	files := []*os.File{nil}
 	for _, in := range o.Inherit {

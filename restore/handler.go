@@ -274,9 +274,16 @@ func (h *handler) fetch(q *laneQueue, w slotWant, v via) {
 		}
 	}
 	var err error
-	if dst := slotOf(h.mem, w.slot); w.want.Prefetch {
+	switch dst := slotOf(h.mem, w.slot); {
+	case w.want.Prefetch:
 		err = h.client.Prefetch(req, dst, done)
-	} else {
+	case len(w.want.More) > 0:
+		reqs := []pagesrv.Request{req}
+		for _, s := range w.want.More {
+			reqs = append(reqs, pagesrv.Request{Task: req.Task, Addr: s.Addr, Pages: s.Pages})
+		}
+		err = h.client.FetchParts(v.lane, reqs, dst, done)
+	default:
 		err = h.client.Fetch(v.lane, req, dst, done)
 	}
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/lazymig/lazymig/internal/fdpass"
-	"github.com/lazymig/lazymig/pagesrv"
 	"github.com/lazymig/lazymig/restore/memory"
 )
 
@@ -76,8 +75,8 @@ func newLink(h *hub, f *os.File) (*link, error) {
 
 // Ask implements memory.Bringer.
 func (l *link) Ask(w memory.Want) error {
-	if w.Pages == 0 || w.Pages > pagesrv.MaxPages {
-		return fmt.Errorf("ask for %d pages: %w", w.Pages, unix.EINVAL)
+	if !fits(w) {
+		return fmt.Errorf("ask for %d pages in %d ranges: %w", w.Total(), 1+len(w.More), unix.EINVAL)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -1,7 +1,9 @@
 package restore
 
 import (
+	"encoding/hex"
 	"errors"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -156,6 +158,8 @@ func TestLyingHandler(t *testing.T) {
 func FuzzParseLink(f *testing.F) {
 	w := slotWant{seq: 3, slot: 5, want: memory.Want{Task: 9, Addr: 0x7f00_0000_0000, Pages: 8, Urgent: true}}
 	f.Add(w.encode())
+	w.want.Urgent, w.want.More = false, []memory.Span{{Addr: 0x1000, Pages: 1}, {Addr: 0x7f00_0010_0000, Pages: 200}}
+	f.Add(w.encode())
 	f.Add(welcome())
 	f.Add(brought(w, []pagesrv.Run{{Kind: pagesrv.KindData, Pages: 3}, {Kind: pagesrv.KindZero, Pages: 5}}, 3*4096))
 	f.Add(failed(w, unix.ESRCH))
@@ -171,6 +175,45 @@ func FuzzParseLink(f *testing.F) {
 			t.Fatalf("%d bytes of 8 pages", m.bytes)
 		}
 	})
+}
+
+// TestParseScattered: a want of several ranges is what it was; one of one range has the bytes that it always had; what does not fit is refused.
+func TestParseScattered(t *testing.T) {
+	w := slotWant{seq: 3, slot: 5, want: memory.Want{Task: 9, Addr: 0x7f00_0000_0000, Pages: 8}}
+	one := "02" + "0000000000000003" + "00000005" + "00000009" + "00007f0000000000" + "00000008" + "00" + "00"
+	if got := hex.EncodeToString(w.encode()); got != one {
+		t.Errorf("one range: %s, want %s", got, one)
+	}
+	w.want.More = []memory.Span{{Addr: 0x1000, Pages: 1}, {Addr: 0x9000, Pages: 247}}
+	b := w.encode()
+	if got, want := hex.EncodeToString(b), one+"00000002"+"0000000000001000"+"00000001"+"0000000000009000"+"000000f7"; got != want {
+		t.Errorf("three ranges: %s, want %s", got, want)
+	}
+	m, err := parseLink(b)
+	if err != nil || !reflect.DeepEqual(m.want, w.want) || !fits(m.want) {
+		t.Errorf("%+v, %v", m.want, err)
+	}
+	if err := (linkMessage{runs: []memory.Run{{Kind: memory.Zero, Pages: 256}}}).check(m.want); err != nil {
+		t.Error(err)
+	}
+	if (linkMessage{runs: []memory.Run{{Kind: memory.Zero, Pages: 8}}}).check(m.want) == nil {
+		t.Error("an answer to the first range alone is taken")
+	}
+	for _, bad := range []memory.Want{
+		{Pages: 8, More: []memory.Span{{Addr: 0x1000, Pages: 249}}},
+		{Pages: 8, More: []memory.Span{{Addr: 0x1000, Pages: 1<<32 - 8}}},
+		{Pages: 8, More: []memory.Span{{Addr: 0x1000}}},
+		{Pages: 8, More: []memory.Span{{Addr: 0x1000, Pages: 1}}, Urgent: true},
+		{Pages: 1, More: slices.Repeat([]memory.Span{{Addr: 0x1000, Pages: 1}}, pagesrv.MaxParts)},
+	} {
+		if fits(bad) {
+			t.Errorf("%+v fits", bad)
+		}
+	}
+	w.want.More = slices.Repeat([]memory.Span{{Addr: 0x1000, Pages: 1}}, pagesrv.MaxParts)
+	if _, err := parseLink(w.encode()); !errors.Is(err, wire.ErrLong) {
+		t.Errorf("too many ranges: %v", err)
+	}
 }
 
 func TestLaneQueue(t *testing.T) {

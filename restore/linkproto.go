@@ -2,6 +2,7 @@ package restore
 
 import (
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -31,6 +32,7 @@ const (
 	noSlot    = ^uint32(0)
 	maxFound  = 4096 // ranges in an answer; pagesrv's are bounded by half of it
 	foundSize = 16
+	spanSize  = 12
 )
 
 // slotWant is a want that has got a slot, or a survey.
@@ -59,7 +61,22 @@ func (w slotWant) encode() []byte {
 	e.U32(w.want.Pages)
 	e.Bool(w.want.Urgent)
 	e.Bool(w.want.Prefetch)
+	if len(w.want.More) > 0 {
+		e.U32(uint32(len(w.want.More)))
+		for _, s := range w.want.More {
+			e.U64(s.Addr)
+			e.U32(s.Pages)
+		}
+	}
 	return e.B
+}
+
+// fits says whether a want can be asked for, and has room in a slot.
+func fits(w memory.Want) bool {
+	if w.Pages == 0 || w.Total() > pagesrv.MaxPages || len(w.More) >= pagesrv.MaxParts || len(w.More) > 0 && (w.Urgent || w.Prefetch) {
+		return false
+	}
+	return !slices.ContainsFunc(w.More, func(s memory.Span) bool { return s.Pages == 0 })
 }
 
 // linkMessage is any message of a link, decoded.
@@ -127,6 +144,15 @@ func parseLink(b []byte) (linkMessage, error) {
 	case linkWant:
 		m.seq, m.slot = d.U64(), d.U32()
 		m.want = memory.Want{Task: d.U32(), Addr: d.U64(), Pages: d.U32(), Urgent: d.Bool(), Prefetch: d.Bool()}
+		if d.Len() > 0 { // further ranges
+			n := d.Count(spanSize)
+			if n == 0 || n >= pagesrv.MaxParts {
+				return m, fmt.Errorf("decode message of a link: %d more ranges: %w", n, wire.ErrLong)
+			}
+			for range n {
+				m.want.More = append(m.want.More, memory.Span{Addr: d.U64(), Pages: d.U32()})
+			}
+		}
 	case linkBrought:
 		m.seq, m.slot, m.bytes = d.U64(), d.U32(), d.U32()
 		n := d.Count(5)
@@ -173,8 +199,8 @@ func (m linkMessage) check(want memory.Want) error {
 			data += uint64(r.Pages)
 		}
 	}
-	if pages != uint64(want.Pages) || data*pagesrv.PageSize != uint64(m.bytes) {
-		return fmt.Errorf("handler brought %d pages, %d of them with %d bytes, where %d pages were wanted", pages, data, m.bytes, want.Pages)
+	if pages != want.Total() || data*pagesrv.PageSize != uint64(m.bytes) {
+		return fmt.Errorf("handler brought %d pages, %d of them with %d bytes, where %d pages were wanted", pages, data, m.bytes, want.Total())
 	}
 	return nil
 }

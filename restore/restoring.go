@@ -13,6 +13,7 @@ import (
 
 	"github.com/lazymig/lazymig/internal/criu"
 	"github.com/lazymig/lazymig/internal/fdpass"
+	"github.com/lazymig/lazymig/pagesrv"
 	"github.com/lazymig/lazymig/restore/detach"
 	"github.com/lazymig/lazymig/restore/memory"
 )
@@ -79,7 +80,7 @@ func (g *guardian) hold(files []*os.File) error {
 func (r *restoring) begin(inherit []*os.File) error {
 	g := r.g
 	if !r.cfg.NotLazy {
-		engine := memory.New(memory.Options{Tasks: r.cfg.Tasks, Room: func() uint64 { return room(g.group) }, Quiesce: g.quiesce, Log: g.log})
+		engine := memory.New(memory.Options{Tasks: r.cfg.Tasks, Ranges: min(r.cfg.Parts, pagesrv.MaxParts), Room: func() uint64 { return room(g.group) }, Quiesce: g.quiesce, Log: g.log})
 		r.early = newEarly(engine, r.cfg.Early)
 		g.hub.setEngine(engine, r.cfg.Tasks, r.early.faulted)
 		var err error

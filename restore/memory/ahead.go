@@ -91,7 +91,7 @@ func (e *Engine) prefetch() {
 		}
 		if n > 0 {
 			e.nextID += 2
-			w := &want{id: e.nextID, r: p.r, page: p.page, n: n, ahead: true, asked: time.Now()}
+			w := &want{id: e.nextID, piece: piece{p.r, p.page, n}, ahead: true, asked: time.Now()}
 			e.wants[w.id] = w
 			a.flying = append(a.flying, w)
 			e.ask(w)

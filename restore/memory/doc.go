@@ -33,6 +33,7 @@
 //
 // A fault asks for its block at once. If it shows that a thread walks or strides (predict.go), what lies before that thread is asked for, in small pieces over
 // the same lane (ahead.go). All else is pushed (bulk in wants.go): what the source has found in use (hot.go), then around the last faults, then in the order of addresses.
+// What of that lies scattered is asked for many ranges at a time, so that a long line carries as much of it as of what is in one piece.
 //
 // # Locks
 //

@@ -39,6 +39,23 @@ type Want struct {
 	Urgent bool // a thread waits
 
 	Prefetch bool // a thread may soon: it comes after those that are urgent, and before all else
+
+	More []Span // of the same task, behind Pages in this order: what is missing lies scattered
+}
+
+// Span is pages from a source address on.
+type Span struct {
+	Addr  uint64
+	Pages uint32
+}
+
+// Total is how many pages are wanted.
+func (w Want) Total() uint64 {
+	n := uint64(w.Pages)
+	for _, s := range w.More {
+		n += uint64(s.Pages)
+	}
+	return n
 }
 
 // rank orders wants: faults, then what may become one.
@@ -78,6 +95,8 @@ type Options struct {
 	Tasks []TaskMem
 	// Window is how many bulk wants are in flight (default 8), BulkPages their size (default 256).
 	Window, BulkPages int
+	// Ranges is how many ranges one bulk want may name (default 1); together they are BulkPages at most.
+	Ranges int
 	// FaultPages is the aligned block that a fault asks for (default 8).
 	FaultPages int
 	// Room is how many bytes of memory the tree may still take; it is asked only when processes fork. nil: any number.
@@ -154,6 +173,9 @@ func New(o Options) *Engine {
 	}
 	if o.BulkPages <= 0 {
 		o.BulkPages = 256
+	}
+	if o.Ranges <= 0 {
+		o.Ranges = 1
 	}
 	if o.FaultPages <= 0 {
 		o.FaultPages = 8

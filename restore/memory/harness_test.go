@@ -212,13 +212,7 @@ func (h *handler) run(r *rand.Rand) {
 		w := h.queue[i]
 		h.queue = append(h.queue[:i], h.queue[i+1:]...)
 		h.mu.Unlock()
-		var runs []Run
-		var data []byte
-		if IsObject(w.Task) {
-			runs, data = h.objects(w)
-		} else {
-			runs, data = h.pages(w.Addr, w.Pages)
-		}
+		runs, data := h.answer(w)
 		switch p := r.Float64(); {
 		case p < h.fail:
 			h.e.Failed(w.ID, unix.ECONNRESET)
@@ -231,6 +225,29 @@ func (h *handler) run(r *rand.Rand) {
 			_ = h.e.Brought(w.ID, runs, data)
 		}
 	}
+}
+
+// answer is what a want is answered with: one range after the other, as if they were one.
+func (h *handler) answer(w Want) (runs []Run, data []byte) {
+	for i := -1; i < len(w.More); i++ {
+		part := w
+		if part.More = nil; i >= 0 {
+			part.Addr, part.Pages = w.More[i].Addr, w.More[i].Pages
+		}
+		var more []Run
+		var d []byte
+		if IsObject(w.Task) {
+			more, d = h.objects(part)
+		} else {
+			more, d = h.pages(part.Addr, part.Pages)
+		}
+		if l := len(runs); l > 0 && len(more) > 0 && runs[l-1].Kind == more[0].Kind {
+			runs[l-1].Pages += more[0].Pages
+			more = more[1:]
+		}
+		runs, data = append(runs, more...), append(data, d...)
+	}
+	return runs, data
 }
 
 func (h *handler) hold(on bool) {
@@ -287,6 +304,9 @@ func engineFor(t testing.TB, w *work, o Options) *Engine {
 	t.Helper()
 	o.Tasks = []TaskMem{{ID: w.pid(), Regions: []Region{w.region}}}
 	o.Log = logTo(t)
+	if o.Ranges == 0 {
+		o.Ranges = 8 // as it is with a source that knows how
+	}
 	e := New(o)
 	t.Cleanup(func() {
 		if err := e.Close(); err != nil {

@@ -88,7 +88,7 @@ func (h *handler) answerFirst() {
 	w := h.queue[0]
 	h.queue = h.queue[1:]
 	h.mu.Unlock()
-	runs, data := h.pages(w.Addr, w.Pages)
+	runs, data := h.answer(w)
 	_ = h.e.Brought(w.ID, runs, data)
 }
 
