@@ -53,10 +53,7 @@ var kills = []fault{
 		f.kill(agentPart, handlerPart, fuseDaemonPart)
 	}},
 	{name: "kill switch", at: between("switch-stopped", "switch-commit"), want: ends(onB, own(gone, "switch-commit")), do: func(f *faulty) { f.kill(switchPart) }},
-	{name: "kill carrier", at: between("restore", "drained"), streams: true, want: ends(either, nil), do: func(f *faulty) {
-		f.kill(carrierPart)
-		f.noStreams = true
-	}},
+	{name: "kill carrier", at: between("restore", "drained"), streams: true, want: ends(either, nil), do: func(f *faulty) { f.kill(carrierPart) }},
 	{name: "kill CRIU", at: between("prepare", "letgo"), want: func(point) string { return onA }, do: func(f *faulty) {
 		if f.p.name == "dump" {
 			f.kill(part{true, criuPattern})

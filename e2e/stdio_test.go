@@ -145,7 +145,32 @@ with open("/srv/out", "wb", 0) as out:
 	r.move(r.l.A, r.l.B, s.pid)
 	s.goesOn()
 	s.cut()
+	s.killCarrier()
 	s.goesOn()
+	s.end()
+	r.sourceEnds()
+	r.clean()
+}
+
+// killCarrier kills the carrier of a tree that is on B, and waits until another has taken over.
+func (s *streams) killCarrier() {
+	r := s.r
+	r.t.Helper()
+	pid := func() string { return r.sh(r.l.B, "pgrep -f 'lazymig [c]arrier'; true") }
+	old := pid()
+	r.sh(r.l.B, "kill -KILL "+old)
+	r.eventually("the next carrier", func() bool { now := pid(); return now != "" && now != old })
+}
+
+// TestStdioCarrierKilled kills the carrier again and again while both pipes have bytes in them: each comes once, in order, and so do the ends.
+func TestStdioCarrierKilled(t *testing.T) {
+	r := newRig(t, "streams")
+	s := r.startStreams("cat /srv/ctl | $PROG | cat >/srv/out")
+	r.move(r.l.A, r.l.B, s.pid)
+	for range 3 {
+		s.killCarrier()
+		s.goesOn()
+	}
 	s.end()
 	r.sourceEnds()
 	r.clean()

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"os/signal"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -23,11 +25,11 @@ const CarrierArg = parts.Carrier
 const carrierSocket = "streams.sock"
 
 // The carrier is the process that holds the other ends of a moved tree's standard streams on the target, and what has been read of them and not yet passed on: it outlives the
-// agent. The guardian keeps copies of the ends, so that a carrier that is killed makes the tree wait. Agent and carrier say, one datagram each, beside what a relay's
-// link says:
+// agent. The guardian keeps copies of the ends, and of what else the next carrier needs (stdiokept.go) where this one is killed: the tree waits meanwhile, for ever if the
+// streams go to a file or to journald. Agent and carrier say, one datagram each, beside what a relay's link says:
 const (
 	carrierOpen    = 120 // to the carrier: carrierConfig
-	carrierOpened  = 121 // to the agent: openedMsg; descriptors: those for the tree, then our ends
+	carrierOpened  = 121 // to the agent: openedMsg; descriptors: those for the tree
 	carrierFailed  = 122 // to the agent: why
 	carrierStart   = 123 // to the carrier: the tree runs
 	carrierDrop    = 124 // to the agent: streams whose copies the guardian is to drop (JSON)
@@ -37,6 +39,9 @@ const (
 	carrierGiven   = 128 // to the agent: givenMsg; descriptors: those
 	carrierEmpty   = 129 // to the carrier, in the same way: the tree is stopped; pass on all that it has written to those
 	carrierEmptied = 130 // to the agent: why not; nothing: it is done
+	carrierKeep    = 131 // to the agent, before carrierOpened; to the next carrier, before carrierResume: numbers (JSON); descriptors: those, for and from the guardian
+	carrierResume  = 132 // to the next carrier: these were all; go on
+	carrierResumed = 133 // to the agent: it does; or carrierFailed
 )
 
 type carrierConfig struct {
@@ -46,7 +51,6 @@ type carrierConfig struct {
 
 type openedMsg struct {
 	Keys []string `json:"keys"` // of what the tree inherits
-	Ours []uint32 `json:"ours"` // streams of our ends
 }
 
 // givenMsg tells what the tree may have in the place of its ends, so that nobody has to carry.
@@ -59,6 +63,7 @@ type givenMsg struct {
 type carrierProcess struct {
 	log     *slog.Logger
 	stdio   *targetStdio
+	kept    map[uint32]*os.File // that the guardian had; until carrierResume
 	stays   bool
 	started bool
 	dropped []uint32
@@ -101,9 +106,10 @@ func CarrierMain(log *slog.Logger) error {
 }
 
 type carrierHeard struct {
-	from *fdpass.Socket
-	b    []byte
-	err  error
+	from  *fdpass.Socket
+	b     []byte
+	files []*os.File
+	err   error
 }
 
 // run serves one agent after the other.
@@ -112,12 +118,17 @@ func (c *carrierProcess) run(agent *fdpass.Socket) error {
 	defer close(over)
 	hear := func(s *fdpass.Socket) {
 		buf := make([]byte, fdpass.MaxMessage)
-		for {
+		for reset := false; ; {
 			n, files, err := s.Recv(buf)
-			fdpass.CloseAll(files)
+			if errors.Is(err, unix.ECONNRESET) && !reset {
+				// The agent closed without having read all. The kernel tells that first, once; what it said, carrierOver perhaps, stands behind.
+				reset = true
+				continue
+			}
 			select {
-			case heard <- carrierHeard{from: s, b: append([]byte(nil), buf[:max(n, 0)]...), err: err}:
+			case heard <- carrierHeard{from: s, b: append([]byte(nil), buf[:max(n, 0)]...), files: files, err: err}:
 			case <-over:
+				fdpass.CloseAll(files)
 				return
 			}
 			if err != nil {
@@ -130,6 +141,10 @@ func (c *carrierProcess) run(agent *fdpass.Socket) error {
 	for {
 		select {
 		case h := <-heard:
+			if h.from != agent || h.err != nil || h.b[0] != carrierKeep || c.stdio != nil {
+				fdpass.CloseAll(h.files)
+				h.files = nil
+			}
 			if h.from != agent {
 				continue // one that has been replaced
 			}
@@ -146,7 +161,7 @@ func (c *carrierProcess) run(agent *fdpass.Socket) error {
 			if h.b[0] == carrierOver {
 				return nil
 			}
-			if err := c.handle(agent, h.b); err != nil {
+			if err := c.handle(agent, h.b, h.files); err != nil {
 				return err
 			}
 		case next := <-c.agents:
@@ -183,7 +198,7 @@ func (c *carrierProcess) tell(agent *fdpass.Socket, kind byte, v any) {
 	}
 }
 
-func (c *carrierProcess) handle(agent *fdpass.Socket, b []byte) error {
+func (c *carrierProcess) handle(agent *fdpass.Socket, b []byte, files []*os.File) error {
 	switch {
 	case b[0] == carrierOpen && c.stdio == nil:
 		var cfg carrierConfig
@@ -195,6 +210,10 @@ func (c *carrierProcess) handle(agent *fdpass.Socket, b []byte) error {
 			return agent.Send(append([]byte{carrierFailed}, err.Error()...))
 		}
 		return c.opened(agent)
+	case b[0] == carrierKeep && c.stdio == nil:
+		return keepNumbered(&c.kept, b, files)
+	case b[0] == carrierResume && c.stdio == nil:
+		return c.resume(agent)
 	case b[0] == carrierStay:
 		c.stays = true
 		return nil
@@ -220,20 +239,66 @@ func (c *carrierProcess) handle(agent *fdpass.Socket, b []byte) error {
 func (c *carrierProcess) opened(agent *fdpass.Socket) error {
 	st := c.stdio
 	st.drop = func(n uint32) { c.drops <- n }
+	err := sendNumbered(agent, st.ours)
 	var m openedMsg
 	var files []*os.File
 	for _, i := range st.inherits {
 		m.Keys = append(m.Keys, i.Key)
 		files = append(files, i.File)
 	}
-	for n, f := range st.ours {
-		m.Ours = append(m.Ours, n)
-		files = append(files, f)
+	if err == nil {
+		err = agent.Send(append([]byte{carrierOpened}, encode(m)...), files...)
 	}
-	err := agent.Send(append([]byte{carrierOpened}, encode(m)...), files...)
 	st.restored()
 	c.end = relayEnd{agent, st.relay}
 	return err
+}
+
+// resume goes on where another carrier was killed. If that can't be there is nothing to carry here.
+func (c *carrierProcess) resume(agent *fdpass.Socket) error {
+	st, over, err := resumeStdio(c.kept)
+	c.kept = nil
+	if err != nil {
+		return agent.Send(append([]byte{carrierFailed}, err.Error()...))
+	}
+	st.drop = func(n uint32) { c.drops <- n }
+	c.stdio, c.dropped, c.end = st, over, relayEnd{agent, st.relay}
+	err = agent.Send([]byte{carrierResumed})
+	c.tell(agent, carrierDrop, over)
+	return err
+}
+
+// sendNumbered sends descriptors with their numbers, in as many messages as are needed.
+func sendNumbered(to *fdpass.Socket, kept map[uint32]*os.File) error {
+	for ids := range slices.Chunk(slices.Sorted(maps.Keys(kept)), fdpass.MaxFiles) {
+		var files []*os.File
+		for _, id := range ids {
+			files = append(files, kept[id])
+		}
+		if err := to.Send(append([]byte{carrierKeep}, encode(ids)...), files...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepNumbered takes what sendNumbered has sent.
+func keepNumbered(kept *map[uint32]*os.File, b []byte, files []*os.File) error {
+	var ids []uint32
+	if err := json.Unmarshal(b[1:], &ids); err != nil || len(ids) != len(files) {
+		fdpass.CloseAll(files)
+		return errLink
+	}
+	if *kept == nil {
+		*kept = map[uint32]*os.File{}
+	}
+	for i, id := range ids {
+		if old := (*kept)[id]; old != nil {
+			old.Close()
+		}
+		(*kept)[id] = files[i]
+	}
+	return nil
 }
 
 // give tells the agent what the tree may have itself.
@@ -275,12 +340,13 @@ func (c *carrierProcess) flush() {
 }
 
 // inheritsOf is what the tree gets.
-func (m *openedMsg) inheritsOf(files []*os.File) (in []restore.Inherit, ours []*os.File, err error) {
-	if len(files) != len(m.Keys)+len(m.Ours) {
-		return nil, nil, errLink
+func (m *openedMsg) inheritsOf(files []*os.File) (in []restore.Inherit, err error) {
+	if len(files) != len(m.Keys) {
+		fdpass.CloseAll(files)
+		return nil, errLink
 	}
 	for i, k := range m.Keys {
 		in = append(in, restore.Inherit{Key: k, File: files[i]})
 	}
-	return in, files[len(m.Keys):], nil
+	return in, nil
 }

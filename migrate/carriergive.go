@@ -35,11 +35,14 @@ func (l *carrierLink) answered(a carrierAnswer) {
 // ask asks the carrier one question at a time, by number: what is answered to one that was given up is dropped.
 func (l *carrierLink) ask(ctx context.Context, question, answer byte) (carrierAnswer, error) {
 	l.asked++
-	if err := l.sock.Send([]byte{question, l.asked}); err != nil {
-		return carrierAnswer{}, fmt.Errorf("ask carrier of standard streams: %w", err)
-	}
+	next, err := l.put(question)
 	for {
+		if err != nil && l.kept == nil {
+			return carrierAnswer{}, fmt.Errorf("ask carrier of standard streams: %w", err)
+		}
 		select {
+		case <-next: // of one that was killed: the next is asked
+			next, err = l.put(question)
 		case a := <-l.answers:
 			if len(a.b) > 1 && a.b[0] == answer && a.b[1] == l.asked {
 				a.b = a.b[2:]
@@ -52,6 +55,16 @@ func (l *carrierLink) ask(ctx context.Context, question, answer byte) (carrierAn
 			return carrierAnswer{}, fmt.Errorf("ask carrier of standard streams: %w", context.Cause(ctx))
 		}
 	}
+}
+
+// put asks the carrier that there is now; next is closed when there is another.
+func (l *carrierLink) put(question byte) (next <-chan struct{}, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sock == nil {
+		return l.next, nil
+	}
+	return l.next, l.sock.Send([]byte{question, l.asked})
 }
 
 // give is what the tree may have itself; left: how many streams are carried all the same.

@@ -47,6 +47,7 @@ func carrierLimits() confine.Limits {
 func carrierCalls() []confine.Rule {
 	return append(append(confine.Files(),
 		append(confine.Any(unix.SYS_CONNECT, unix.SYS_BIND, unix.SYS_LISTEN, unix.SYS_ACCEPT4, unix.SYS_EVENTFD),
+			confine.Equal(unix.SYS_IOCTL, 1, unix.TIOCINQ), // how much is in a pipe
 			confine.Equal(unix.SYS_SOCKET, 0, unix.AF_UNIX), confine.Equal(unix.SYS_SOCKETPAIR, 0, unix.AF_UNIX))...),
 		confine.Runtime(os.Getpid())...)
 }

@@ -41,6 +41,14 @@
 // detached (carriergive.go). Terminals are refused: their modes and signals would have to
 // be carried, too.
 //
+// A carrier that is killed loses nothing, since no byte that it moves is ever known to it alone. The guardian has copies of these (stdiokept.go), and gives them to the next carrier:
+//
+//	tree ─ pipe ──splice──► memfd: its size says how much has been read          record: acknowledged, ended
+//	tree ◄─ pipe ◄─splice── pipe: what is missing in it has been passed on ◄ write   record: what was before it, how much it was
+//
+// Each arrow is one system call, which a SIGKILL does not tear, and between any two of them pipe, file and record say how far each stream has come (streambytes.go, streamrecord.go;
+// TestCarrierDies kills it at each of these points). What is sent to the peer twice that drops.
+//
 // # Who goes on after a kill -9
 //
 //	process       before the grant                     from the grant (source), the question for it (target) on
@@ -55,7 +63,8 @@
 //	handler       agent starts another                 agent starts another: it has nothing to lose
 //	FUSE daemon   the migration is given up            its keeper starts another (fusekeeper.go)
 //	FUSE keeper   agent starts daemon and keeper       agent starts daemon and keeper
-//	carrier       the migration is given up            nobody: what it had read is lost, so the tree waits at the streams' ends
+//	carrier       the migration is given up            agent starts another (carrierlink.go); nobody if the streams go to a file or to journald:
+//	                                                   what it had read is lost, so the tree waits at their ends
 //	guardian      the migration is given up            nobody: the capsule ends with it
 //
 // On the source the warden (warden.go) stands beside the process that carries the migration out, and holds what would be lost with that. The process that it starts

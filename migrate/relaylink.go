@@ -73,13 +73,16 @@ var errLink = errors.New("unexpected message between lazymig's processes")
 
 // relayLink is the other side: it passes on between a session and the relay's process. A nil one has no streams.
 type relayLink struct {
-	sock    *fdpass.Socket
 	flushed chan struct{} // closed when the relay says so
 	once    sync.Once
 
+	order sync.Mutex // before mu: which connection, which process, and what that is told of it
 	mu    sync.Mutex
+	sock  *fdpass.Socket
 	n     uint64
 	sess  *session
+	again bool // another process takes the place of one that is gone
+	away  bool // it is not there yet
 	ended bool // the relay's process is gone
 	left  bool // on purpose
 }
@@ -91,9 +94,12 @@ func newRelayLink(sock *fdpass.Socket) *relayLink {
 // listen reads what the relay's process says until its end; messages that are not about streams are other's, if that knows them, with their files.
 func (l *relayLink) listen(log *slog.Logger, other func(b []byte, files []*os.File) bool) {
 	defer l.end()
+	l.mu.Lock()
+	sock := l.sock
+	l.mu.Unlock()
 	buf := make([]byte, fdpass.MaxMessage)
 	for {
-		n, files, err := l.sock.Recv(buf)
+		n, files, err := sock.Recv(buf)
 		if err != nil {
 			fdpass.CloseAll(files)
 			return
@@ -111,29 +117,56 @@ func (l *relayLink) attach(s *session) {
 	if l == nil {
 		return
 	}
+	l.order.Lock()
+	defer l.order.Unlock()
 	l.mu.Lock()
 	l.n++
 	l.sess = s
 	n := l.n
+	sock := l.sock
 	l.mu.Unlock()
 	if s == nil {
 		n = 0
 	}
+	if sock != nil {
+		_ = sock.Send(attachMessage(n)) // without its process there are no streams any more; whoever reads the socket tells
+	}
+}
+
+func attachMessage(n uint64) []byte {
 	var e wire.Encoder
 	e.U8(linkAttach)
 	e.U64(n)
-	if l.sock == nil {
-		return
-	}
-	_ = l.sock.Send(e.B) // without its process there are no streams any more; whoever reads the socket tells
+	return e.B
 }
 
-// end is when the relay's process is gone. What it has read and not passed on is lost, so nothing more is carried: whoever writes is told that nobody reads, as
-// by a reader that ends, and whoever reads waits. The peer's relay says on another connection what it has.
+// follows says whether another process takes the place of one that is gone.
+func (l *relayLink) follows(again bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.again = again
+	l.away = again && l.sock == nil
+}
+
+// resume goes on with another process, which knows what the one before had read and passed on. A connection that came meanwhile may have brought what nobody has
+// taken: there has to be another.
+func (l *relayLink) resume(sock *fdpass.Socket) {
+	l.order.Lock()
+	defer l.order.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.sock, l.away = sock, false
+	if l.sess != nil {
+		l.sess.c.Close()
+	}
+}
+
+// end is when the relay's process is gone. If no other takes its place, what it has read and not passed on is lost, so nothing more is carried: whoever writes is told
+// that nobody reads, as by a reader that ends, and whoever reads waits. The peer's relay says on another connection what it has.
 func (l *relayLink) end() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.ended = true
+	l.ended, l.away = !l.again, l.again
 	if l.sess != nil && !l.left {
 		l.sess.c.Close()
 	}
@@ -168,10 +201,13 @@ func (l *relayLink) take(t wire.Type, p []byte) error {
 		return errors.New("message about a stream: there is none")
 	}
 	l.mu.Lock()
-	ended := l.ended
+	ended, away, sock := l.ended, l.away, l.sock
 	l.mu.Unlock()
-	if ended {
+	switch {
+	case ended:
 		return l.refuse(t, p)
+	case away:
+		return nil // see resume
 	}
 	if len(p) > linkCapacity {
 		return fmt.Errorf("message about a stream: %d bytes", len(p))
@@ -181,7 +217,7 @@ func (l *relayLink) take(t wire.Type, p []byte) error {
 	e.U64(0)
 	e.U16(uint16(t))
 	e.B = append(e.B, p...)
-	_ = l.sock.Send(e.B) // as above: the migration goes on
+	_ = sock.Send(e.B) // as above: the migration goes on
 	return nil
 }
 

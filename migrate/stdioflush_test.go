@@ -33,7 +33,7 @@ func TestFlushStdio(t *testing.T) {
 	ran := make(chan error)
 	go func() { ran <- c.run(carrier) }()
 	tgt := newTarget(nil, wire.ID{}, prepareMsg{}, slog.Default())
-	tgt.stdio = &carrierLink{sock: agent, relay: newRelayLink(agent), log: slog.Default(), gone: make(chan struct{})}
+	tgt.stdio = newCarrierLink(carrierWays{}, agent, nil, slog.Default())
 	tgt.stdio.listen()
 	tgt.stdio.start()
 	defer func() {

@@ -237,7 +237,7 @@ func (r *relay) pending() int {
 	n := 0
 	for _, o := range r.out {
 		o.mu.Lock()
-		n += len(o.buf)
+		n += int(o.have - o.acked)
 		o.mu.Unlock()
 	}
 	return n

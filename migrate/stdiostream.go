@@ -3,6 +3,7 @@ package migrate
 import (
 	"errors"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,33 +13,37 @@ const (
 	streamPiece  = 32 << 10 // bytes in one message
 )
 
-// outgoing is one direction of a stream at the side that reads it: what is read stays in buf until the peer has passed it on.
+// outgoing is one direction of a stream at the side that reads it: what is read stays in bytes until the peer has passed it on.
 // The end counts as one byte more, so that it is acknowledged like the bytes before it.
 type outgoing struct {
 	end    *streamEnd
 	notify func() // there is something to send
 
 	mu    sync.Mutex
-	room  *sync.Cond // buf became shorter, or done
-	buf   []byte     // from acked on
+	room  *sync.Cond // acked has grown, or done
+	bytes streamBytes
+	have  uint64 // bytes has them from acked to here
 	acked uint64
 	sent  uint64 // on the current connection
-	eof   bool   // buf holds the last bytes
+	eof   bool   // have is the last
 	ended bool   // the end has been sent on the current connection
 	done  bool   // all is acknowledged, or nobody wants more, or given up
 	reset bool   // the peer wants no more: the other end is told
+	given bool   // up, which a successor need not do
 }
 
 func newOutgoing(end *streamEnd, notify func()) *outgoing {
-	o := &outgoing{end: end, notify: notify}
+	o := &outgoing{end: end, notify: notify, bytes: &heldBytes{}}
 	o.room = sync.NewCond(&o.mu)
 	return o
 }
 
-// run reads until the end. When buf is full nothing is read: whoever writes waits as it would at a full pipe.
+// shortPause is how long a stream waits for memory.
+const shortPause = 100 * time.Millisecond
+
+// run reads until the end. When there is much nothing is read: whoever writes waits as it would at a full pipe.
 func (o *outgoing) run() {
 	defer o.finish()
-	p := make([]byte, streamPiece)
 	for o.hasRoom() {
 		ev, err := o.end.wait(unix.POLLIN)
 		if err != nil {
@@ -47,15 +52,18 @@ func (o *outgoing) run() {
 		if ev == 0 {
 			continue
 		}
-		n, err := o.end.read(p)
+		n, err := o.bytes.fill(o.end, o.have) // it is this goroutine's
 		switch {
 		case errors.Is(err, unix.EAGAIN):
+			continue
+		case errors.Is(err, unix.ENOMEM), errors.Is(err, unix.ENOSPC):
+			time.Sleep(shortPause) //nolint:forbidigo // nothing tells when there is memory
 			continue
 		case err != nil || n == 0: // ECONNRESET and the like: it is over
 			return
 		}
 		o.mu.Lock()
-		o.buf = append(o.buf, p[:n]...)
+		o.have += uint64(n)
 		o.mu.Unlock()
 		o.notify()
 	}
@@ -64,20 +72,22 @@ func (o *outgoing) run() {
 func (o *outgoing) hasRoom() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for len(o.buf) > streamWindow-streamPiece && !o.done {
+	for o.have-o.acked > streamWindow-streamPiece && !o.done && !o.eof {
 		o.room.Wait()
 	}
-	return !o.done
+	return !o.done && !o.eof
 }
 
 func (o *outgoing) finish() {
 	o.mu.Lock()
 	o.eof = true
-	reset := o.reset
-	o.mu.Unlock()
-	if reset {
+	if o.reset {
 		o.end.shut(unix.SHUT_RD)
 	}
+	if !o.given {
+		o.bytes.over(outEOF) // before the end is closed for all
+	}
+	o.mu.Unlock()
 	o.end.close()
 	o.notify()
 }
@@ -89,8 +99,8 @@ func (o *outgoing) next(p []byte) (n int, offset uint64, end bool) {
 	if o.done {
 		return 0, 0, false
 	}
-	if have := o.acked + uint64(len(o.buf)); o.sent < have {
-		n = copy(p, o.buf[o.sent-o.acked:])
+	if o.sent < o.have {
+		n = o.bytes.read(p, o.sent, o.have)
 		offset = o.sent
 		o.sent += uint64(n)
 		return n, offset, false
@@ -113,18 +123,18 @@ func (o *outgoing) again() {
 func (o *outgoing) ack(offset uint64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	have := o.acked + uint64(len(o.buf))
 	switch {
 	case offset <= o.acked || o.done: // an old one
 		return true
-	case o.eof && offset == have+1:
-		o.buf, o.acked, o.done = nil, have, true
-	case offset > have:
+	case o.eof && offset == o.have+1:
+		o.acked, o.done = o.have, true
+		o.bytes.over(outDone)
+	case offset > o.have:
 		return false
 	default:
-		o.buf = o.buf[offset-o.acked:]
 		o.acked = offset
 	}
+	o.bytes.drop(o.acked)
 	o.sent = max(o.sent, o.acked)
 	o.room.Broadcast()
 	return true
@@ -133,7 +143,15 @@ func (o *outgoing) ack(offset uint64) bool {
 // stop ends it: the peer wants no more (reset), or all is given up.
 func (o *outgoing) stop(reset bool) {
 	o.mu.Lock()
-	o.done, o.buf = true, nil
+	if reset {
+		o.bytes.over(outDone)
+	} else {
+		o.given = true
+	}
+	o.done = true
+	if o.acked = o.have; reset {
+		o.bytes.drop(o.acked)
+	}
 	o.reset = o.reset || reset
 	o.room.Broadcast()
 	o.mu.Unlock()
@@ -150,6 +168,7 @@ func (o *outgoing) idle() bool {
 type incoming struct {
 	end    *streamEnd
 	notify func()
+	kept   *keptQueue // nil: it is written
 
 	mu      sync.Mutex
 	buf     []byte // from written on
@@ -211,6 +230,7 @@ func (i *incoming) run() {
 		if eof && len(p) == 0 && !stopped {
 			i.closed, i.ackDue = true, true
 			i.end.shut(unix.SHUT_WR)
+			i.kept.over(inClosed) // before the end is closed for all
 		}
 		i.mu.Unlock()
 		if stopped || eof && len(p) == 0 {
@@ -228,7 +248,13 @@ func (i *incoming) run() {
 		}
 		n := 0
 		if err == nil && len(p) > 0 && ev&(unix.POLLERR|unix.POLLNVAL) == 0 {
-			if n, err = i.end.write(p[:min(len(p), streamPiece)]); errors.Is(err, unix.EAGAIN) {
+			p = p[:min(len(p), streamPiece)]
+			if i.kept == nil {
+				n, err = i.end.write(p)
+			} else {
+				n, err = i.kept.pass(i.end, p, i.written) // which is this goroutine's
+			}
+			if errors.Is(err, unix.EAGAIN) {
 				continue
 			}
 		} else if err == nil {
@@ -240,6 +266,7 @@ func (i *incoming) run() {
 		i.ackDue = i.ackDue || n > 0
 		if err != nil {
 			i.refused, i.endDue, i.buf = true, true, nil
+			i.kept.over(inRefused)
 		}
 		i.mu.Unlock()
 		i.notify()

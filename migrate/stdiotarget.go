@@ -16,8 +16,10 @@ import (
 type targetStdio struct {
 	relay    *relay
 	inherits []restore.Inherit   // until the restore
-	ours     map[uint32]*os.File // other ends of these, for the guardian; until the restore
+	ours     map[uint32]*os.File // other ends of these and what a successor needs (keptID), for the guardian; until that has them
 	sinks    []*sink
+	rec      *streamRecord // nil: there is no relay
+	fds      []int         // of keptBytes and keptQueue
 	wg       sync.WaitGroup
 
 	mu   sync.Mutex          // guards what follows
@@ -64,25 +66,16 @@ func (st *targetStdio) open(s stdioSlot, name string, log *slog.Logger) error {
 		}
 		st.ours[s.Stream] = ours
 	}()
-	end := func() (*streamEnd, error) {
-		fd, err := unix.FcntlInt(ours.Fd(), unix.F_DUPFD_CLOEXEC, 0)
-		if err != nil {
-			return nil, fmt.Errorf("copy descriptor: %w", err)
-		}
-		e, err := newStreamEnd(fd, s.socket(), true)
-		if err == nil {
-			st.ends[s.Stream]++
-			e.onClose = func() { st.closed(s.Stream) }
-		}
-		return e, err
-	}
+	end := func() (*streamEnd, error) { return st.end(s.Stream, ours, s.socket()) }
 	if s.Read { // by the tree
 		if s.To == StdioRelay {
 			e, err := end()
+			if err == nil {
+				err = st.keepIn(s.Stream, e)
+			}
 			if err != nil {
 				return err
 			}
-			st.relay.addIn(s.Stream, e)
 		} else if s.socket() {
 			_ = unix.Shutdown(int(ours.Fd()), unix.SHUT_WR) // nothing ever comes
 		}
@@ -104,7 +97,7 @@ func (st *targetStdio) open(s stdioSlot, name string, log *slog.Logger) error {
 		return err
 	}
 	if to == nil {
-		st.relay.addOut(s.Stream, e)
+		return st.keepOut(s.Stream, e)
 	} else {
 		link, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()))
 		if err != nil {
@@ -118,6 +111,20 @@ func (st *targetStdio) open(s stdioSlot, name string, log *slog.Logger) error {
 		st.sinks = append(st.sinks, &sink{link: link, end: e, to: to, log: log})
 	}
 	return nil
+}
+
+// end copies our end for one direction.
+func (st *targetStdio) end(stream uint32, ours *os.File, socket bool) (*streamEnd, error) {
+	fd, err := unix.FcntlInt(ours.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("copy descriptor: %w", err)
+	}
+	e, err := newStreamEnd(fd, socket, true)
+	if err == nil {
+		st.ends[stream]++
+		e.onClose = func() { st.closed(stream) }
+	}
+	return e, err
 }
 
 func endsOf(s stdioSlot) (tree, ours *os.File, err error) {
@@ -134,9 +141,8 @@ func endsOf(s stdioSlot) (tree, ours *os.File, err error) {
 	if s.Write {
 		t, o = o, t
 	}
-	if !s.socket() {
-		err = unix.SetNonblock(o, true)
-	} else if s.Nonblock {
+	err = unix.SetNonblock(o, true) // splice(2) to a socket waits else
+	if err == nil && s.socket() && s.Nonblock {
 		err = unix.SetNonblock(t, true)
 	}
 	tree, ours = os.NewFile(uintptr(t), s.Key), os.NewFile(uintptr(o), s.Key)
@@ -196,6 +202,11 @@ func (st *targetStdio) close() {
 		s.close() // if it was never started
 		s.to.Close()
 	}
+	for _, fd := range st.fds {
+		unix.Close(fd)
+	}
+	st.fds = nil
+	st.rec.close()
 }
 
 // streams is the relay, nil if there is none yet.

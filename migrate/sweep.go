@@ -56,7 +56,7 @@ func sweepOne(k Known, free restore.Free, log *slog.Logger) State {
 		log.Debug("a migration of an agent before goes on without one", "id", k.ID, "state", last.State, "why", err)
 		return last.State
 	}
-	if l, err := findCarrier(k.Dir, func([]uint32) {}, log); err == nil {
+	if l, err := findCarrier(carrierWays{dir: k.Dir, drop: func([]uint32) {}}, log); err == nil {
 		l.close()
 	}
 	for _, d := range images.FindDirs(imagesName(k.ID), k.Dir) {

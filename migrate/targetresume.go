@@ -124,7 +124,7 @@ var errDetached = errors.New("the agent before this one had detached the tree; t
 // detachedBefore records what an agent has died over: the tree is on its files, and its guardian is no more than an init. The source hears of it when it
 // asks.
 func (t *Target) detachedBefore(m *detachedMsg) error {
-	if c, err := findCarrier(t.rec.Dir, t.dropStreams, t.log); err == nil { // it has nothing to carry any more
+	if c, err := findCarrier(carrierWays{dir: t.rec.Dir, drop: func([]uint32) {}}, t.log); err == nil { // it has nothing to carry any more
 		c.close()
 	}
 	kept, err := t.finishPlaces()
@@ -174,7 +174,7 @@ func (t *Target) takeUp(ctx context.Context) (err error) {
 	if f.Drained != nil {
 		t.event(*f.Drained)
 	}
-	if t.stdio, err = findCarrier(t.rec.Dir, t.dropStreams, t.log); err != nil {
+	if t.stdio, err = findCarrier(t.carrierWays(), t.log); err != nil {
 		t.stdio = nil // none was needed, or it is gone
 		t.log.Debug("standard streams", "err", err)
 	}

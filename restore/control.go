@@ -26,6 +26,7 @@ const (
 	opAttach   = "attach"   // agent → guardian; descriptor: a handler's socket
 	opKeep     = "keep"     // agent → guardian: keptName; descriptor
 	opDrop     = "drop"     // agent → guardian: keptName
+	opKept     = "kept"     // agent → guardian: keptName; the answer carries keptAnswer, and descriptors of what is kept from that number on
 	opLeave    = "leave"    // agent → guardian: all is here; after the answer PID 1 is another program
 	opAnswer   = "answer"   // guardian → agent
 	opEvent    = "event"    // guardian → agent

@@ -17,6 +17,7 @@
 //	handler      the next is started, by the agent; who waits for pages waits
 //	guardian     the tree dies with it, on purpose (below); the agent sees the end
 //	criu         before the release: the restore has failed. It is gone after it
+//	carrier      package migrate: the agent starts the next with what the guardian keeps for it (kept.go)
 //	switch       package restore/detach: the tree goes on, or dies as a whole; never a half of it. The agent starts the next
 //	FUSE daemon  package migrate: its keeper starts the next. The keeper: the agent starts both
 //

@@ -219,6 +219,9 @@ func (g *guardian) handle(m message, files []*os.File) {
 		g.answer(m, g.hub.attach(files[0]), nil)
 	case opKeep, opDrop:
 		g.answer(m, g.keep(m, files), nil)
+	case opKept:
+		fdpass.CloseAll(files)
+		g.tellKept(m)
 	case opLeave:
 		g.leave(m)
 	default:

@@ -115,7 +115,7 @@ func (g *guardian) mayLeave() (*os.File, error) {
 	default:
 		return nil, errors.New("pages are missing")
 	}
-	if n := len(g.kept); n > 0 {
+	if n := g.ends(); n > 0 {
 		return nil, fmt.Errorf("%d standard streams of the tree are carried", n)
 	}
 	return openBareInit()
