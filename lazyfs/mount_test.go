@@ -104,7 +104,8 @@ func helper(conf string) error {
 	client := remotefs.NewClient(conn, o)
 	p.client = client
 	close(p.ready)
-	opt := Options{FuseFD: 3, Remote: client, StoreDir: c.Store, LocalFiles: c.Local, Log: log, Keep: func(int) error { return nil }, Stream: true}
+	hung := &hanger{Client: client}
+	opt := Options{FuseFD: 3, Remote: hung, StoreDir: c.Store, LocalFiles: c.Local, Log: log, Keep: func(int) error { return nil }, Stream: true}
 	if c.Seeds != nil {
 		opt.Seeds = client
 	}
@@ -133,6 +134,14 @@ func helper(conf string) error {
 			server.Frozen(nil)
 			<-d.Frozen()
 			fmt.Println("frozen")
+		case "hang":
+			hung.mu.Lock()
+			hung.on = true
+			hung.mu.Unlock()
+			fmt.Println("hangs")
+		case "let":
+			hung.end()
+			fmt.Println("lets")
 		case "waited":
 			fmt.Println("waited", server.Stats().Waited)
 		case "streamed":

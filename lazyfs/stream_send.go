@@ -1,6 +1,7 @@
 package lazyfs
 
 import (
+	"slices"
 	"syscall"
 
 	"github.com/lazymig/lazymig/wire"
@@ -8,16 +9,11 @@ import (
 
 // The way of a streamed write from the window to the source and out of it.
 
-// send sends what is in the window, in its order.
+// send sends what is in the window: a file's writes in their order, files by turns.
 func (s *stream) send() {
 	for {
 		s.mu.Lock()
-		var r *streamed
-		if len(s.unsent) > 0 && s.inFlight < streamRequests && (s.bytes == 0 || s.bytes+len(s.unsent[0].b) <= streamBytes) && s.why == nil {
-			r = s.unsent[0]
-			s.inFlight++
-			s.bytes += len(r.b)
-		}
+		r := s.nextLocked()
 		moved := s.moved
 		s.mu.Unlock()
 		if r == nil {
@@ -41,10 +37,42 @@ func (s *stream) send() {
 	}
 }
 
+// nextLocked is what is to be sent next. A file has at most as much under way as it leaves for others: one that the source hangs at leaves them half, a second one a quarter.
+func (s *stream) nextLocked() *streamed {
+	if s.why != nil {
+		return nil
+	}
+	for i, node := range s.turns {
+		r, has := s.unsent[node][0], s.flies[node]
+		requests, bytes := streamRequests-s.flying.requests, streamBytes-s.flying.bytes
+		if has.requests >= requests || s.flying.requests > 0 && has.bytes+len(r.b) > bytes {
+			continue
+		}
+		s.turns = append(slices.Delete(s.turns, i, i+1), node)
+		s.fliesLocked(r, 1, len(r.b))
+		return r
+	}
+	return nil
+}
+
+// fliesLocked changes what is under way.
+func (s *stream) fliesLocked(r *streamed, requests, bytes int) {
+	s.flying = load{s.flying.requests + requests, s.flying.bytes + bytes}
+	has := s.flies[r.node]
+	if has = (load{has.requests + requests, has.bytes + bytes}); has == (load{}) {
+		delete(s.flies, r.node)
+		return
+	}
+	s.flies[r.node] = has
+}
+
 func (s *stream) isSent(r *streamed) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unsent = s.unsent[1:]
+	if s.unsent[r.node] = s.unsent[r.node][1:]; len(s.unsent[r.node]) == 0 {
+		delete(s.unsent, r.node)
+		s.turns = slices.DeleteFunc(s.turns, func(node uint64) bool { return node == r.node })
+	}
 	close(r.sent)
 }
 
@@ -74,8 +102,9 @@ func (s *stream) answer(r *streamed, err error) {
 	if s.nodes[r.node] = without(s.nodes[r.node], r); len(s.nodes[r.node]) == 0 {
 		delete(s.nodes, r.node)
 	}
-	s.bytes -= len(r.b)
+	s.fliesLocked(r, 0, -len(r.b))
 	r.isDone = true
+	s.readyLocked(r)
 	close(r.answered)
 	s.moveLocked()
 	s.mu.Unlock()
@@ -113,35 +142,68 @@ func (s *stream) failed(r *streamed, err error, errno syscall.Errno) {
 	s.wg.Go(func() { s.f.dev.invalInode(r.node, 0) }) // the kernel has pages and a size that the source has not
 }
 
-// prune gives up the oldest records that nobody needs any more.
+// readyLocked notes a record that nobody needs any more.
+func (s *stream) readyLocked(r *streamed) {
+	if r.isDone && r.told && !r.given {
+		r.given = true
+		s.ready = append(s.ready, r)
+	}
+}
+
+// prune gives up the records that nobody needs any more. Those that are older than all others make room in the window, the others are marked there.
 func (s *stream) prune() {
 	s.pruneMu.Lock()
 	defer s.pruneMu.Unlock()
 	s.mu.Lock()
+	ready := s.ready
+	s.ready = nil
 	n := 0
-	for n < len(s.log) && s.log[n].isDone && s.log[n].told {
+	for n < len(s.log) && s.log[n].given {
 		n++
 	}
 	gone := s.log[:n:n]
 	s.mu.Unlock()
-	if n == 0 {
-		return
+	if n > 0 {
+		last := gone[n-1]
+		if err := s.w.release(last.end, last.seq+1); err != nil {
+			s.f.log.Error("the window for writes stays full", "err", err)
+			s.again(ready)
+			return
+		}
+		s.mu.Lock()
+		s.w.head = last.end
+		s.log = s.log[n:]
+		s.mu.Unlock()
 	}
-	last := gone[n-1]
-	if err := s.w.release(last.end, last.seq+1); err != nil {
-		s.f.log.Error("the window for writes stays full", "err", err)
+	for i, r := range ready {
+		if n > 0 && r.seq <= gone[n-1].seq {
+			continue
+		}
+		if err := s.w.mark(&r.keptWrite); err != nil {
+			s.f.log.Error("the window for writes stays full", "err", err)
+			s.again(ready[i:])
+			ready = ready[:i]
+			break
+		}
+	}
+	if len(ready) == 0 {
 		return
 	}
 	s.mu.Lock()
-	s.w.head = last.end
-	s.log = s.log[n:]
-	s.inFlight -= n
-	for _, r := range gone {
+	for _, r := range ready {
+		s.fliesLocked(r, -1, 0)
 		delete(s.numbers, r.number)
 	}
 	s.moveLocked()
 	s.mu.Unlock()
-	for _, r := range gone {
+	for _, r := range ready {
 		s.to.Settled(r.number)
 	}
+}
+
+// again tries it with the next ones.
+func (s *stream) again(list []*streamed) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ready = append(list, s.ready...)
 }

@@ -19,24 +19,12 @@ func (s *stream) take(who wire.FileCaller, node, h, off uint64, flags uint32, b 
 	}}
 	s.takeMu.Lock()
 	defer s.takeMu.Unlock()
-	for {
-		s.mu.Lock()
-		ok := s.w.room(len(b))
-		moved, ends := s.moved, s.why != nil || s.calmLocked()
-		s.mu.Unlock()
-		if ends {
-			over()
-			return false
-		}
-		if ok {
-			break
-		}
-		select {
-		case <-moved:
-		case <-s.ctx.Done():
-			over()
-			return false
-		}
+	s.mu.Lock()
+	ok := s.w.room(len(b)) && s.why == nil && !s.calmLocked()
+	s.mu.Unlock()
+	if !ok {
+		over()
+		return false
 	}
 	if err := s.w.add(&r.keptWrite); err != nil { // of the window nobody else changes the end
 		over()
@@ -61,7 +49,11 @@ func (s *stream) beginChange(node uint64) (over func()) {
 
 func (s *stream) enterLocked(r *streamed) {
 	r.sent, r.answered = make(chan struct{}), make(chan struct{})
-	s.log, s.unsent = append(s.log, r), append(s.unsent, r)
+	s.log = append(s.log, r)
+	if len(s.unsent[r.node]) == 0 {
+		s.turns = append(s.turns, r.node)
+	}
+	s.unsent[r.node] = append(s.unsent[r.node], r)
 	s.taken++
 	s.spent += uint64(len(r.b))
 	s.numbers[r.number] = r
@@ -88,6 +80,7 @@ func (s *stream) Settled(number uint64) {
 	r := s.numbers[number]
 	if r != nil {
 		r.told = true
+		s.readyLocked(r)
 	}
 	s.mu.Unlock()
 	if r == nil {
@@ -102,6 +95,7 @@ func (s *stream) TakenOver(again map[uint64]bool) {
 	s.mu.Lock()
 	for number, r := range s.numbers {
 		r.told = r.told || !again[number]
+		s.readyLocked(r)
 		again[number] = true
 	}
 	s.mu.Unlock()

@@ -17,6 +17,8 @@ import (
 //
 //	0, 512   where the oldest record is, and its number; the valid one of the two with the greater number counts
 //	4096     the ring
+//
+// A record that is done while an older one is not is marked: behind its header stands its number, else 0.
 type window struct {
 	f    *os.File
 	size uint64 // of the ring
@@ -38,7 +40,8 @@ type keptWrite struct {
 	number, node, handle, off uint64
 	flags, uid, gid           uint32
 	b                         []byte
-	end                       uint64 // where the next one begins
+	at, end                   uint64 // where it begins, and the next one
+	marked                    bool   // as done
 }
 
 var windowSum = crc32.MakeTable(crc32.Castagnoli)
@@ -86,8 +89,8 @@ func (w *window) add(r *keptWrite) error {
 			return err
 		}
 	}
-	r.seq, r.end = w.next, w.tail+skip+need
 	at := w.tail + skip
+	r.seq, r.at, r.end = w.next, at, at+need
 	if _, err := w.f.WriteAt(r.b, int64(windowStart+at%w.size+recordHead)); err != nil {
 		return fmt.Errorf("keep write: %w", err)
 	}
@@ -107,6 +110,7 @@ func (w *window) put(at uint64, r *keptWrite, n, sum uint32) error {
 		b = binary.LittleEndian.AppendUint32(b, v)
 	}
 	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, windowSum))
+	b = binary.LittleEndian.AppendUint64(b, 0) // no mark: an earlier record's contents may look like one
 	if _, err := w.f.WriteAt(b, int64(windowStart+at%w.size)); err != nil {
 		return fmt.Errorf("keep write: %w", err)
 	}
@@ -115,9 +119,17 @@ func (w *window) put(at uint64, r *keptWrite, n, sum uint32) error {
 
 const headerBytes = 6*8 + 5*4 + 4
 
+// mark notes that a record is done.
+func (w *window) mark(r *keptWrite) error {
+	if _, err := w.f.WriteAt(binary.LittleEndian.AppendUint64(nil, r.seq), int64(windowStart+r.at%w.size+headerBytes)); err != nil {
+		return fmt.Errorf("mark kept write as done: %w", err)
+	}
+	return nil
+}
+
 // get reads the header at a place; false: there is none that belongs there.
 func (w *window) get(at, seq uint64) (r *keptWrite, n, sum uint32, ok bool) {
-	var b [headerBytes]byte
+	var b [headerBytes + 8]byte
 	if _, err := w.f.ReadAt(b[:], int64(windowStart+at%w.size)); err != nil {
 		return nil, 0, 0, false
 	}
@@ -126,7 +138,8 @@ func (w *window) get(at, seq uint64) (r *keptWrite, n, sum uint32, ok bool) {
 	if crc32.Checksum(b[:headerBytes-4], windowSum) != u32(5) || u64(0) != seq || u64(1) != at {
 		return nil, 0, 0, false
 	}
-	r = &keptWrite{seq: seq, number: u64(2), node: u64(3), handle: u64(4), off: u64(5), flags: u32(0), uid: u32(1), gid: u32(2)}
+	r = &keptWrite{seq: seq, number: u64(2), node: u64(3), handle: u64(4), off: u64(5), flags: u32(0), uid: u32(1), gid: u32(2), at: at}
+	r.marked = binary.LittleEndian.Uint64(b[headerBytes:]) == seq
 	return r, u32(3), u32(4), true
 }
 

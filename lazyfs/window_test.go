@@ -32,6 +32,10 @@ func TestWindow(t *testing.T) {
 		r := &keptWrite{number: uint64(i), node: rnd.Uint64(), handle: rnd.Uint64(), off: rnd.Uint64(), flags: rnd.Uint32(), uid: rnd.Uint32(), gid: rnd.Uint32(), b: b}
 		must(t, w.add(r))
 		live = append(live, r)
+		if x := live[rnd.IntN(len(live))]; rnd.IntN(2) == 0 && !x.marked {
+			must(t, w.mark(x))
+			x.marked = true
+		}
 		if i%7 != 0 {
 			continue
 		}
@@ -44,7 +48,7 @@ func TestWindow(t *testing.T) {
 		}
 		for k, x := range list {
 			y := live[k]
-			if !bytes.Equal(x.b, y.b) || x.seq != y.seq || x.end != y.end || x.number != y.number || x.node != y.node || x.handle != y.handle || x.off != y.off ||
+			if !bytes.Equal(x.b, y.b) || x.seq != y.seq || x.end != y.end || x.at != y.at || x.marked != y.marked || x.number != y.number || x.node != y.node || x.handle != y.handle || x.off != y.off ||
 				x.flags != y.flags || x.uid != y.uid || x.gid != y.gid {
 				t.Fatalf("step %d: record %d is %+v, want %+v", i, k, x, y)
 			}

@@ -14,6 +14,47 @@ import (
 type chain struct {
 	mu    sync.Mutex
 	tails map[uint64]*keptAnswer // by node: the streamed write that was read last
+	aside int                    // writes that wait without a place
+}
+
+// waitsAside says whether a request gives its place among those at work back because it waits for its turn: a file that hangs would have all places else, and nothing be done any more.
+// What has waited is done without a place, for all may be held by who waits for it; no more than one of a file is at work.
+func (s *Server) waitsAside(j *job) bool {
+	wait := j.after
+	if j.again {
+		wait = j.kept.done
+	}
+	if j.h.Type != wire.MsgFileStream || wait == nil {
+		return false
+	}
+	select {
+	case <-wait:
+		return false
+	default:
+	}
+	c := &s.chain
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.aside >= maxUnanswered {
+		return false
+	}
+	c.aside++
+	return true
+}
+
+// awaitTurn is the wait of who waits aside.
+func (s *Server) awaitTurn(j *job) {
+	if j.again {
+		select {
+		case <-j.kept.done:
+		case <-j.link.gone:
+		}
+	} else {
+		<-j.after
+	}
+	s.chain.mu.Lock()
+	s.chain.aside--
+	s.chain.mu.Unlock()
 }
 
 // order is called with session.mu, in the order in which requests are taken, over whichever connection.

@@ -131,3 +131,58 @@ func TestStreamError(t *testing.T) {
 		t.Errorf("file of %d bytes, %v", a.Size, err)
 	}
 }
+
+// TestStreamHung: writes that wait for one that does not come to its end, and what waits for them, leave places to others; cut off, too.
+func TestStreamHung(t *testing.T) {
+	dir := t.TempDir()
+	l := newLine(t, dir)
+	h, e, err := l.c.Create(ctx, root, 1, "hangs", unix.O_RDWR, 0o600, 0)
+	must(t, err)
+	_, other, err := l.c.Create(ctx, root, 1, "goes", unix.O_RDWR, 0o600, 0)
+	must(t, err)
+	hung := &keptAnswer{done: make(chan struct{})}
+	c := &l.server().chain
+	c.mu.Lock()
+	c.tails = map[uint64]*keptAnswer{e.Node: hung}
+	c.mu.Unlock()
+	l.cutAt(wire.MsgFileStream, 2*maxInFlight)
+	const writes = 2*maxInFlight + 10
+	done := make(chan error, writes+1)
+	var want []byte
+	for i := range writes {
+		b := fmt.Appendf(nil, "line %d\n", i)
+		want = append(want, b...)
+		sent := make(chan struct{})
+		go func() {
+			done <- l.c.Stream(ctx, root, e.Node, h, 0, wire.FileWriteAppend, b, func() { close(sent) })
+		}()
+		within(t, "a write to be sent", func() { <-sent })
+	}
+	go func() {
+		a, err := l.c.GetAttr(ctx, e.Node)
+		if err == nil && a.Size != uint64(len(want)) {
+			err = fmt.Errorf("file of %d bytes, want %d", a.Size, len(want))
+		}
+		done <- err
+	}()
+	within(t, "what another file is asked for", func() {
+		if _, err := l.c.GetAttr(ctx, other.Node); err != nil {
+			t.Error(err)
+		}
+	})
+	close(hung.done)
+	for range writes + 1 {
+		within(t, "answers", func() {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	if b, err := os.ReadFile(filepath.Join(dir, "hangs")); err != nil || !bytes.Equal(b, want) {
+		t.Errorf("file: %q, %v", b, err)
+	}
+	if c.mu.Lock(); c.aside != 0 {
+		t.Errorf("%d writes wait", c.aside)
+	}
+	c.mu.Unlock()
+}

@@ -21,7 +21,7 @@
 // # Order
 //
 // Requests are worked at side by side and may overtake each other. What is opened by MsgFileOpenAs is the exception: requests that come later find the handle, and wait
-// until it is open (ops_open.go). And what is about a node is done after the MsgFileStreams for it that were read before (chain.go), on whatever connection.
+// until it is open (ops_open.go). And what is about a node is done after the MsgFileStreams for it that were read before (chain.go), on whatever connection; a MsgFileStream that waits for that takes no place from others.
 //
 // # A killed server
 //

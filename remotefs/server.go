@@ -230,7 +230,12 @@ func (s *Server) serve(l *serverLink, wg *sync.WaitGroup) error {
 			wait = &s.wg
 		}
 		wait.Go(func() {
-			defer func() { <-slots }()
+			if s.waitsAside(j) {
+				<-slots
+				s.awaitTurn(j)
+			} else {
+				defer func() { <-slots }()
+			}
 			if err := s.handle(j); err != nil && !l.isGone() {
 				s.log.Warn("end files connection", "type", h.Type, "err", err)
 				l.end()
