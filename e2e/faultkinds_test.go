@@ -13,6 +13,7 @@ import (
 type fault struct {
 	name    string
 	at      []string           // names of points; nil: all
+	whole   bool               // no half leaves one of them out
 	want    func(point) string // how it ends
 	proxied bool               // the source reaches the agent through a proxy
 	streams bool               // standard output is carried
@@ -20,7 +21,7 @@ type fault struct {
 	then    func(f *faulty) // after the point: waits until the fault has had its effect, and mends
 }
 
-var faults = slices.Concat(kills, cuts, stalls, shortages)
+var faults = slices.Concat(kills, cuts, stalls, shortages, lates, scarcities)
 
 var kills = []fault{
 	{name: "nothing", want: ends(onB, nil), do: func(*faulty) {}},

@@ -51,7 +51,7 @@ func trials(how string) (all []trial) {
 			c := trial{p, x}
 			switch {
 			case x.at != nil && !slices.Contains(x.at, p.name): // it can't be there
-			case how == "all", how == "half" && (i+j)%2 == 0, slices.Contains(few, c.name()):
+			case how == "all", how == "half" && ((i+j)%2 == 0 || x.whole), slices.Contains(few, c.name()):
 				all = append(all, c)
 			}
 		}

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"net"
-	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -23,6 +22,7 @@ type proxy struct {
 	closed  bool
 	lost    int // chunks
 	passed  int // chunks
+	stood   int // chunks that came while it was stalled
 }
 
 // pair is one connection through the proxy: [0] is the source's, [1] the agent's.
@@ -30,6 +30,8 @@ type pair struct {
 	ends [2]*net.TCPConn
 	lose [2]bool // what comes from this end is thrown away
 	said [2]bool // something has been passed on from this end
+	keep bool    // what comes from the source is kept, to come late
+	kept []byte
 }
 
 const proxyPort = "7071"
@@ -108,6 +110,7 @@ func (p *proxy) connect(a *net.TCPConn) {
 	both.Go(func() { p.pass(c, 0) })
 	both.Go(func() { p.pass(c, 1) })
 	both.Wait()
+	c.reset(0, 1)
 	p.mu.Lock()
 	delete(p.pairs, c)
 	p.mu.Unlock()
@@ -119,12 +122,19 @@ func (p *proxy) pass(c *pair, from int) {
 	for {
 		n, err := c.ends[from].Read(buf)
 		p.mu.Lock()
+		if p.stalled && n > 0 {
+			p.stood++
+		}
 		for p.stalled && !p.closed {
 			p.change.Wait()
 		}
-		lose := c.lose[from]
+		keep := c.keep && from == 0
+		lose := c.lose[from] || keep
 		switch {
 		case n <= 0:
+		case keep:
+			c.kept = append(c.kept, buf[:n]...)
+			p.lost++
 		case lose:
 			p.lost++
 		default:
@@ -212,40 +222,6 @@ func (p *proxy) talk() func() bool {
 		defer p.mu.Unlock()
 		return p.passed-from >= enough
 	}
-}
-
-// late resets the source's ends only: it dials again while the agent has all its connections still. Their ends come when new ones are in use.
-func (p *proxy) late() func() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	old := p.all()
-	for _, c := range old {
-		c.lose = [2]bool{true, true}
-		c.reset(0)
-	}
-	p.held = true
-	return func() bool { return p.lateEnd(old) }
-}
-
-// lateEnd lets the new connections through, the last one first, and says whether one is in use; then the old ones end.
-func (p *proxy) lateEnd(old []*pair) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.held = false
-	for _, w := range slices.Backward(p.waiting) {
-		c := w.(*net.TCPConn)
-		p.wg.Go(func() { p.connect(c) })
-	}
-	p.waiting = nil
-	for c := range p.pairs {
-		if c.said[0] && c.said[1] && !c.lose[0] {
-			for _, o := range old {
-				o.reset(1)
-			}
-			return true
-		}
-	}
-	return false
 }
 
 // TestProxy: what the faults need of it.
