@@ -325,12 +325,16 @@ func (t *Target) endFUSE(m *detachedMsg) {
 }
 
 // endHelpers is after the switch: guardian, handler and FUSE daemon go.
+// The guardian has a time of its own: one that is not left takes the tree with it, whatever time a source that is silent has cost the files (case "switched/stall
+// of 30 s" of e2e's TestFaults).
 func (t *Target) endHelpers(m *detachedMsg) error {
 	ctx, cancel := context.WithTimeoutCause(context.Background(), leaveTime, errors.New("it does not answer"))
 	defer cancel()
 	err := t.endFiles(ctx, m)
 	t.endFUSE(m)
-	if lerr := t.capsule.Leave(ctx); lerr != nil {
+	lctx, lcancel := context.WithTimeoutCause(context.Background(), leaveTime, errors.New("it does not answer"))
+	defer lcancel()
+	if lerr := t.capsule.Leave(lctx); lerr != nil {
 		err = errors.Join(err, lerr)
 	}
 	if rerr := os.RemoveAll(t.tmp); rerr != nil {

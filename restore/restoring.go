@@ -320,7 +320,7 @@ func (g *guardian) doRelease(m message) {
 			g.problem(err)
 		}
 		// Nobody reaps before reap: even a root task that has ended already can be opened.
-		fd, err := unix.PidfdOpen(r.root, 0)
+		fd, err := g.openRoot(r.root)
 		if err != nil {
 			r.pidErr = fmt.Errorf("open root task %d: %w", r.root, err)
 		} else {
@@ -339,6 +339,20 @@ func (g *guardian) doRelease(m message) {
 		return
 	}
 	g.answer(m, nil, resumedAnswer{At: r.at, PID: r.root}, r.pidfd)
+}
+
+// openRoot waits while there are no descriptors: the tree runs, and an error here would end it (case "granted/guardian without descriptors" of e2e's TestFaults).
+func (g *guardian) openRoot(pid int) (int, error) {
+	for said := false; ; said = true {
+		fd, err := unix.PidfdOpen(pid, 0)
+		if !errors.Is(err, unix.EMFILE) && !errors.Is(err, unix.ENFILE) && !errors.Is(err, unix.ENOMEM) {
+			return fd, err
+		}
+		if !said {
+			g.problem(fmt.Errorf("open root task %d; trying again until there is room: %w", pid, err))
+		}
+		time.Sleep(50 * time.Millisecond) //nolint:forbidigo // nothing tells when there is room
+	}
 }
 
 // faults is how often criu itself has waited for a page of the source.
