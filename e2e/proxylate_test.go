@@ -45,10 +45,10 @@ func (p *proxy) lateBytes() (next func() bool, flush func() (bytes int)) {
 			if len(c.kept) > 0 {
 				_ = c.ends[1].SetWriteDeadline(time.Now().Add(time.Second)) // what it does not take is late for ever
 				n, _ := c.ends[1].Write(c.kept)                             // it may have closed
-				_ = c.ends[1].CloseWrite()
 				sent += n
 			}
 			c.kept = nil
+			_ = c.ends[1].CloseWrite()
 		}
 		return sent
 	}
