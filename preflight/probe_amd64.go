@@ -27,6 +27,11 @@ import (
 // epoll_wait may say EINTR. Not touched are threads in a critical section of rseq (a new instruction pointer would make
 // the kernel forget the section), stopped ones, 32-bit ones and those with a system call dispatcher.
 // TestProbeIsHarmless hammers this.
+//
+// What is left: kill -9 of whoever traces between the first change and the last stop. The kernel detaches then by itself and the thread runs on at once (kernel/ptrace.c,
+// exit_ptrace), with foreign registers and all signals blocked; no second process can seize it before that. PTRACE_O_EXITKILL would make it a sure death. A frame for
+// rt_sigreturn on the thread's stack would bring it back whoever dies, but is a write to memory that need not be a stack at all (a runtime's own, a red zone of
+// another ABI, one that ends there), in a tree that has done nothing yet to deserve that.
 
 const (
 	ptraceGetSigmask   = 0x420a
