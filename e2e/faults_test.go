@@ -76,6 +76,7 @@ type faulty struct {
 
 // results are how cases ended.
 type results struct {
+	of    int // cases that were to run
 	mu    sync.Mutex
 	lines []string
 	ends  map[string]int
@@ -108,7 +109,7 @@ func (s *results) add(c trial, end string, pause, took time.Duration) {
 
 func (s *results) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d cases ran and ended well\n", len(s.lines))
+	fmt.Fprintf(&b, "%d of %d cases ran and ended well\n", len(s.lines), s.of)
 	for _, k := range slices.Sorted(maps.Keys(s.ends)) {
 		fmt.Fprintf(&b, "  %4d  %s\n", s.ends[k], k)
 	}
@@ -120,7 +121,7 @@ func (s *results) String() string {
 func TestFaults(t *testing.T) {
 	how := os.Getenv("LAZYMIG_FAULTS")
 	kerneltest.Leaks(t)
-	s := &results{ends: map[string]int{}}
+	s := &results{of: len(trials(how)), ends: map[string]int{}}
 	t.Cleanup(func() { t.Log(s) })
 	t.Run("cases", func(t *testing.T) {
 		for _, c := range trials(how) {
