@@ -135,7 +135,7 @@ func (c *carried) start(s parts.Spec) (*parts.Process, error) {
 	defer c.mu.Unlock()
 	die := c.die
 	if die == "found:7" { // which is in each second one that follows
-		if die = "after pass:7"; len(c.procs)%2 == 1 {
+		if die = "before pass:7"; len(c.procs)%2 == 1 {
 			die = "found:2"
 		}
 	}
