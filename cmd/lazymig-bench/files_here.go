@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/lazymig/lazymig/lab"
@@ -90,9 +91,10 @@ func (s *service) ask(word string) error {
 	return awaitWord(s.out, word)
 }
 
-// uncached makes B's kernel forget the pages of the big files, as far as FUSE has them: the copies' own stay.
+// uncached makes B's kernel forget the pages of the big file that the load uses, as far as FUSE has them: the copies' own stay. Nothing else is opened: what the tree
+// opens comes, and that would be beside what is measured.
 func uncached(ctx context.Context, h *lab.Host, b *filesBench, dir string) error {
-	if out, err := h.Command(ctx, b.self, forgetArg, dir+loadDir).CombinedOutput(); err != nil {
+	if out, err := h.Command(ctx, b.self, forgetArg, filepath.Join(dir+loadDir, b.uses)).CombinedOutput(); err != nil {
 		return said("forget pages", err, out)
 	}
 	return nil
@@ -135,12 +137,12 @@ func withStore(d *lazyfs.Daemon, r store.Remote, with string) error {
 	return errors.Join(err, s.Close())
 }
 
-// awaitHere waits until all that is to come is here, seen twice: what has just been opened is decided about in the next round.
+// awaitHere waits until all that is to come is here and it is known of all whether it is, for a while: what has just been opened is decided about in the next round.
 func awaitHere(s *store.Store) error {
 	seen := 0
 	for end := time.Now().Add(hereTime); ; time.Sleep(50 * time.Millisecond) {
 		st := s.Status()
-		if seen++; st.Forwarded+st.Partly > 0 || st.Left > 0 || st.Here == 0 {
+		if seen++; st.Forwarded+st.Partly > 0 || st.Left > 0 || st.Here == 0 || slices.ContainsFunc(st.Undecided, store.Undecided.Comparing) {
 			seen = 0
 		}
 		if seen == 10 {

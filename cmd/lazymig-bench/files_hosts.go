@@ -204,26 +204,19 @@ func awaitPort(args []string) error {
 	}
 }
 
-// forgetPages takes the pages of the files in DIR from the kernel's cache.
+// forgetPages takes the pages of a FILE from the kernel's cache. A directory has none, nor what a load only names so that little comes.
 func forgetPages(args []string) error {
-	ents, err := os.ReadDir(args[0])
+	fi, err := os.Stat(args[0])
+	if errors.Is(err, os.ErrNotExist) || err == nil && !fi.Mode().IsRegular() {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	f, err := os.Open(args[0])
 	if err != nil {
 		return err
 	}
-	for _, e := range ents {
-		if !e.Type().IsRegular() {
-			continue
-		}
-		f, err := os.Open(args[0] + "/" + e.Name())
-		if err != nil {
-			return err
-		}
-		err = errors.Join(unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED), f.Close())
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return errors.Join(unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED), f.Close())
 }
 
 func stderrLog() *slog.Logger {

@@ -42,6 +42,9 @@ type Undecided struct {
 
 const comparing = "is being compared with the target's own"
 
+// Comparing says that it will be known in a while.
+func (u Undecided) Comparing() bool { return u.Reason == comparing }
+
 type goalKind int
 
 const (
