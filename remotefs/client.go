@@ -54,6 +54,7 @@ type Client struct {
 	open    map[uint64]bool  // numbers that are answered and not settled
 	inherit map[uint64]bool  // IDs whose answers the server keeps for the client before; nil until told
 	next    uint64           // counts requests
+	later   []*call          // told by OpenAs and not sent yet: before any other request, and when one is settled
 	acks    []uint64         // settled and not yet acknowledged: the next request tells
 	link    *clientLink      // nil: there is no connection
 	direct  *clientLink      // callers may send; nil also while older requests are sent again
@@ -103,7 +104,7 @@ func (c *Client) Err() error {
 func (c *Client) Waiting() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return len(c.pending)
+	return len(c.pending) + len(c.later)
 }
 
 // Close ends the client, connected or not; calls that wait fail with ErrLost. May be called more than once.
@@ -159,14 +160,36 @@ func (c *Client) send(ctx context.Context, number uint64, t wire.Type, dst []byt
 	if err := c.enter(ctx, c.window); err != nil {
 		return nil, err
 	}
-	p := &call{typ: t, dst: dst, ready: make(chan struct{})}
+	p := &call{typ: t, dst: dst, parts: parts, ready: make(chan struct{})}
 	c.sendMu.Lock()
 	defer c.sendMu.Unlock()
+	if err := c.sendLater(); err != nil {
+		return nil, err
+	}
+	return p, c.put(p, number, numbered)
+}
+
+// sendLater sends what was left for later, with sendMu.
+func (c *Client) sendLater() error {
+	c.mu.Lock()
+	list := c.later
+	c.later = nil
+	c.mu.Unlock()
+	for _, p := range list {
+		if err := c.put(p, 0, false); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// put gives a request its ID and sends it, or leaves that to the next connection. With sendMu.
+func (c *Client) put(p *call, number uint64, numbered bool) error {
 	c.mu.Lock()
 	if c.err != nil {
 		err := c.err
 		c.mu.Unlock()
-		return nil, fmt.Errorf("%w: %w", ErrLost, err)
+		return fmt.Errorf("%w: %w", ErrLost, err)
 	}
 	c.next++
 	p.seq = c.next
@@ -183,17 +206,17 @@ func (c *Client) send(ctx context.Context, number uint64, t wire.Type, dst []byt
 		ack = binary.BigEndian.AppendUint64(ack, id)
 	}
 	c.acks = c.acks[:copy(c.acks, c.acks[len(acks):])]
-	p.parts = append(append(make([][]byte, 0, 3), ack), parts...)
+	p.parts = append(append(make([][]byte, 0, 3), ack), p.parts...)
 	c.pending[p.id] = p
 	l := c.direct
 	c.mu.Unlock()
 	if l == nil {
-		return p, nil
+		return nil
 	}
-	if err := l.c.Send(t, 0, p.id, p.parts...); err != nil {
+	if err := l.c.Send(p.typ, 0, p.id, p.parts...); err != nil {
 		l.kill() // the reader tells; the request goes out again with the next connection
 	}
-	return p, nil
+	return nil
 }
 
 // enter takes a place; at the end of the client there is no need to give it back.
@@ -262,4 +285,14 @@ func (c *Client) call(ctx context.Context, number uint64, t wire.Type, e *wire.E
 // tell sends a request whose reply nobody waits for.
 func (c *Client) tell(t wire.Type, e *wire.Encoder) {
 	_, _ = c.send(context.Background(), 0, t, nil, e.B) // fails only when the client has ended
+}
+
+// tellLater is tell, but it goes out with the next request, before it, or at the next Settled.
+func (c *Client) tellLater(t wire.Type, e *wire.Encoder) {
+	if c.enter(context.Background(), c.window) != nil {
+		return // the client has ended
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.later = append(c.later, &call{typ: t, parts: [][]byte{e.B}, ready: make(chan struct{})})
 }

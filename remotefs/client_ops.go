@@ -281,13 +281,14 @@ func (c *Client) OpenDir(ctx context.Context, who wire.FileCaller, node uint64) 
 }
 
 // OpenAs opens a file or directory for reading under a handle of the caller's, which has the bit FileOwnHandle and is its own for ever. It does not wait: what
-// uses the handle later is told if that failed. If the handle is open already nothing is done.
+// uses the handle later is told if that failed. If the handle is open already nothing is done. It goes out before the next request, or when one is Settled: so who asked
+// for the open has the answer, and runs, before this host and the source are busy with it.
 func (c *Client) OpenAs(who wire.FileCaller, node, h uint64, flags uint32, dir bool) {
 	e := head(node, who)
 	e.U64(h)
 	e.U32(flags)
 	e.Bool(dir)
-	c.tell(wire.MsgFileOpenAs, e)
+	c.tellLater(wire.MsgFileOpenAs, e)
 }
 
 // ReadDir reads names from a position on, about size bytes of them; with plus each is looked up too, where possible.

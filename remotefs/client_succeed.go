@@ -65,7 +65,7 @@ func (c *Client) TakenOver(again map[uint64]bool) {
 }
 
 // Settled says that the answer to a numbered request has been passed on, or that nobody wants it any more. It may be called for numbers under
-// which nothing was asked.
+// which nothing was asked. What was left for later goes out.
 func (c *Client) Settled(number uint64) {
 	c.mu.Lock()
 	inherited := c.inherit[number]
@@ -75,7 +75,13 @@ func (c *Client) Settled(number uint64) {
 	}
 	delete(c.inherit, number)
 	delete(c.open, number)
+	later := len(c.later) > 0
 	c.mu.Unlock()
+	if later {
+		c.sendMu.Lock()
+		_ = c.sendLater() // fails only when the client has ended
+		c.sendMu.Unlock()
+	}
 	if mine {
 		<-c.numbers
 	}
