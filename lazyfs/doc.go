@@ -2,7 +2,7 @@
 //
 // The daemon is given a /dev/fuse descriptor that somebody else mounts, in whatever namespace, with the options
 // of MountOptions. FUSE node IDs are the source's own (Remote); IDs with the top bit are files that exist on the
-// target only. Reads are cached by the kernel, names and attributes for an hour: the tree is the only writer.
+// target only. Reads are cached by the kernel, names and attributes for an hour, lists of names for some seconds (listings.go): the tree is the only writer.
 // What is opened for reading is answered before the source has heard of it (fs_open.go). Writes go straight through, or with Options.Stream
 // they are safe from the daemon's death when the tree goes on, and at the source at the latest when the file is closed (stream.go). fsync means the source's disk. File locks never leave the target's kernel.
 //

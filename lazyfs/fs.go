@@ -49,6 +49,8 @@ type fsys struct {
 	earlyMu sync.Mutex
 	early   map[uint64]struct{} // files that were opened while the tree still ran at the source
 
+	listings listings
+
 	dirMu   sync.Mutex
 	dirs    map[uint64]*dirHandle
 	nextDir uint64
@@ -191,6 +193,7 @@ func (f *fsys) Forget(node, n uint64) {
 	f.stream.errs.forgot(node)
 	f.copies.forgot(node)
 	f.names.forgot(node)
+	f.listings.forgot(node)
 	f.watch.forgot(node)
 	f.forget(node, n)
 }

@@ -3,6 +3,7 @@ package lazyfs
 import (
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hanwen/go-fuse/v2/fuse"
 
@@ -45,6 +46,9 @@ func (f *fsys) OpenDir(_ <-chan struct{}, in *fuse.OpenIn, out *fuse.OpenOut) fu
 			}
 		}
 		f.watch.opened(in.NodeId, false)
+		if f.alone() && f.seeds.isFrozen() {
+			out.OpenFlags = f.listings.opens(in.NodeId)
+		}
 	}
 	f.dirMu.Lock()
 	defer f.dirMu.Unlock()
@@ -232,7 +236,9 @@ func (f *fsys) rewind(d *dirHandle, plus bool) fuse.Status {
 	} else if isLocal(d.node) {
 		d.merged, d.list = true, dots(d.node)
 	} else {
-		d.whole = f.names.list(f.ctx, d.node, plus)
+		var told time.Time
+		d.whole, told = f.names.list(f.ctx, d.node, plus)
+		f.listings.begun(d.node, told)
 	}
 	return fuse.OK
 }

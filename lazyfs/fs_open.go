@@ -11,7 +11,7 @@ import (
 
 // Opening for reading takes no round trip. By the time a program's open comes here its permission, the path, O_NOFOLLOW and O_NOATIME have been decided by the
 // kernel, and the source would open the very file that the node is, whatever names it has lost meanwhile: so the kernel is answered at once, under a handle that is
-// made of the request's number, and the source is told. What uses the handle comes behind that on the lane. Only files for which the source says so (wire.FileOpens)
+// made of the request's number, and then the source is told: the program runs while that is sent. What uses the handle comes behind that on the lane. Only files for which the source says so (wire.FileOpens)
 // are opened like this: a window into its kernel is refused there. An open for writing waits: the source may be running the file (ETXTBSY).
 //
 // FUSE's own way, where the kernel sends no OPEN at all (FUSE_NO_OPEN_SUPPORT), would be for all files of the mount and their writers, and nobody would know

@@ -185,6 +185,11 @@ func helper(conf string) error {
 			fmt.Println("cut")
 		case "pending":
 			fmt.Println("pending", client.Waiting())
+		case "young": // what the kernel keeps of lists, for ever
+			fmt.Println("young", d.fs.listings.shift(time.Now().Add(time.Hour)))
+		case "old": // and nothing is known here
+			d.fs.names.dropAll()
+			fmt.Println("old", d.fs.listings.shift(time.Time{}))
 		case "unplug":
 			p.unplug()
 			fmt.Println("unplugged")

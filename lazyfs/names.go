@@ -163,21 +163,23 @@ func (x *dirNames) dirLocked(dir uint64) *knownDir {
 	return d
 }
 
-// list gives a whole directory, without entries; nil: it is not known, or is changing now. plus: names in it are going to be asked for.
-func (x *dirNames) list(ctx context.Context, dir uint64, plus bool) []wire.FileDirent {
+// list gives a whole directory, without entries, and when the source was asked for it; nil: it is not known, or is changing now. plus: names in it are going to be
+// asked for.
+func (x *dirNames) list(ctx context.Context, dir uint64, plus bool) (list []wire.FileDirent, told time.Time) {
+	now := time.Now()
 	if !x.on() {
-		return nil
+		return nil, now
 	}
 	for range 2 {
 		x.mu.Lock()
 		d := x.dirLocked(dir)
 		if x.youngLocked(d) && d.list != nil && (!plus || d.unasked <= len(d.list)/4 || len(d.list) > wire.MaxFileTree) {
 			defer x.mu.Unlock()
-			return d.list
+			return d.list, d.born
 		}
 		if d.tooBig {
 			x.mu.Unlock()
-			return nil
+			return nil, now
 		}
 		f := d.fetch
 		if f == nil {
@@ -191,15 +193,15 @@ func (x *dirNames) list(ctx context.Context, dir uint64, plus bool) []wire.FileD
 		select {
 		case <-f.done:
 		case <-ctx.Done():
-			return nil
+			return nil, now
 		}
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if d := x.dirs[dir]; d != nil {
-		return d.list
+	if d := x.dirs[dir]; d != nil && d.list != nil {
+		return d.list, d.born
 	}
-	return nil
+	return nil, now
 }
 
 // fetchLocked begins a fetch of a directory.
