@@ -221,7 +221,7 @@ func (s *soak) look() (c counts) {
 		var n counts
 		out := r.sh(h, `p=$(pgrep -f 'lazymig [a]gent')
 echo $(ps -eo comm= | grep -c -e '^lazymig' -e '^criu') $(wc -l </proc/mounts) \
-$(for i in $(ls -d /var/lib/lazymig/*.source /var/lib/lazymig/*.target 2>/dev/null | sed 's,.*/\(........\).*,\1,' | sort -u); do find /sys/fs/cgroup -type d -name "lazymig-$i*"; done | wc -l) \
+$(for i in $(ls -d /var/lib/lazymig/*.source /var/lib/lazymig/*.target 2>/dev/null | sed 's,.*/\(........\).*,\1,' | sort -u); do find /sys/fs/cgroup -type d -name "lazymig-$i*" 2>/dev/null || true; done | wc -l) \
 $(ls -d /run/lazymig-* /dev/shm/lazymig-* 2>/dev/null | grep -vc /run/lazymig-lab) $(ls /proc/$p/fd | wc -l)`)
 		if _, err := fmt.Sscan(out, &n.Processes, &n.Mounts, &n.Cgroups, &n.Directories, &n.Files); err != nil {
 			r.t.Fatalf("count on %s: %v: %s", h.Name, err, out)
